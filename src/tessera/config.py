@@ -8,7 +8,7 @@ what is wrong with a spec without making anything. Every mistake is a `SettingEr
 import inspect
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -153,25 +153,33 @@ def parse_value(text: str) -> Any:
         return {"none": None, "null": None}.get(text.lower(), text)
 
 
-def override(settings: Mapping[str, Any], assignments: list[str]) -> dict[str, Any]:
-    """A copy of `settings` with each `a.b=c` applied; `c` is read as TOML.
-
-    Giving a piece's setting (`model.norm.eps=1e-6`) keeps the rest of its spec, even where the spec was short (`"rms"`).
-    """
-    result = _copy(settings)
+def override(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """A copy of `settings` with each `a.b=c` applied; `c` is read as TOML."""
+    values: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
+        if not equals or not all(path.strip().split(".")):
             raise InputError(f"{assignment!r}: an override is written a.b=value")
+        values[path.strip()] = parse_value(text.strip())
+    return assign(settings, values)
+
+
+def assign(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `settings` with each value put at its path `a.b`.
+
+    Giving a piece's setting (`model.norm.eps`) keeps the rest of its spec, even where the spec was short (`"rms"`).
+    """
+    result = _copy(settings)
+    for path, value in values.items():
+        *groups, last = path.split(".")
         node = result
-        for key in keys[:-1]:
+        for key in groups:
             below = node.get(key, {})
             node[key] = {"name": below} if isinstance(below, str) else below
             node = node[key]
             if not isinstance(node, dict):
-                raise SettingError(path, text, f"no dot after {key!r}: it is a value, not a group")
-        node[keys[-1]] = parse_value(text.strip())
+                raise SettingError(path, value, f"no dot after {key!r}: it is a value, not a group")
+        node[last] = value
     return result
 
 

@@ -1,0 +1,36 @@
+"""`tessera evaluate` and `tessera report`: what a run has reached."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tessera.cli.console import console
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run: its folder or its run.db.")],
+    step: Annotated[int | None, typer.Option(help="The checkpoint; the newest valid one if not given.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure the loss over all of the run's held-out text, in bits per byte, beside xz and bz2."""
+    from tessera import job
+
+    result = job.evaluate(run, step=step)
+    if as_json:
+        print(json.dumps(result))
+        return
+    out = console()
+    out.print(f"step {result['step']:,}  validation loss {result['validation_loss']:.4f} nats a token")
+    for name in ("bits_per_byte", *result["compressors"]):
+        bits = result["compressors"].get(name, result["bits_per_byte"])
+        out.print(f"  {'this model' if name == 'bits_per_byte' else name:<12} {bits:.4f} bits per byte")
+
+
+def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:
+    """Write report.html anew from what the run has recorded."""
+    from tessera.evaluate.report import write_report
+    from tessera.store.run import Run
+
+    print(write_report(Run.open(run)))

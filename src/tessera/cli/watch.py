@@ -1,0 +1,68 @@
+"""A job watched on a console, and its result told."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+
+from tessera.cli.console import StepDisplay, show_seconds, working
+from tessera.job import Result, Watcher
+from tessera.train.trainer import Progress
+
+
+class ConsoleWatcher(Watcher):
+    """Phases as lines with their time, steps as a live display, samples as they are made."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+
+    def say(self, line: str) -> None:
+        self.out.print(f"  {escape(line)}", style="dim")
+
+    @contextmanager
+    def phase(self, what: str) -> Iterator[None]:
+        with working(self.out, what):
+            yield
+
+    @contextmanager
+    def steps(self) -> Iterator[Callable[[Progress], None]]:
+        with StepDisplay(self.out) as display:
+            yield display
+
+    def sample(self, prompt: str, pieces: Iterator[str]) -> str:
+        self.out.print("\n[bold]Sample[/bold]")
+        return stream_text(self.out, prompt, pieces)
+
+
+def stream_text(out: Console, prompt: str, pieces: Iterator[str]) -> str:
+    """The prompt, then the text as it comes; returns the text."""
+    text = ""
+    out.print(escape(prompt), end="", style="cyan")
+    for piece in pieces:
+        text += piece
+        out.print(escape(piece), end="")
+    out.print()
+    return text
+
+
+def show_result(out: Console, result: Result) -> None:
+    """The figures, where the time went, and what to type next."""
+    path = result.run.path
+    if result.outcome == "interrupted":
+        out.print(f"\nInterrupted. Saved at step {result.step:,}. Go on with:\n  tessera train --resume {path}")
+        return
+    show_seconds(out, result.seconds)
+    out.print(f"\n[bold]Run[/bold] {path}  (report: {path / 'report.html'})")
+    if result.loss is not None and result.bits_per_byte is not None:
+        out.print(
+            f"validation loss {result.loss.mean:.4f} nats a token, [bold]{result.bits_per_byte:.4f} bits per byte[/bold]"
+        )
+    for name, bits in result.compressors.items():
+        out.print(f"  {name:<8} {bits:.4f} bits per byte for the same text")
+    if result.outcome == "out of time":
+        out.print(f"Out of time at step {result.step:,}; saved.")
+    out.print("\n[bold]Next[/bold]")
+    out.print(f"  tessera generate {path} --prompt ...       # or: tessera chat {path}")
+    out.print(f"  tessera train --resume {path} train.steps={2 * result.step}")
+    out.print("  tessera train my.txt                         # your own text")

@@ -1,0 +1,109 @@
+"""The demonstration: Python's own standard library -> a small model that writes Python, in minutes, on any machine.
+
+Every machine that runs Python has the text (about 10 MB), so that nothing is downloaded. The number of steps is fixed, which makes
+the final figure the same on every machine; a machine that is too slow for it in the time given does fewer, and says so.
+"""
+
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+
+from tessera.config import assign, build, check
+from tessera.evaluate.syntax import complete_part, is_python
+from tessera.generate.engine import Engine
+from tessera.generate.sampling import Sampling
+from tessera.job import Result
+from tessera.objectives import NextToken
+from tessera.ops.loss import linear_cross_entropy
+from tessera.optim.clip import clip_grad_norm
+from tessera.recipe import Recipe, build_model, build_optimizer, pick_device
+
+MINUTES = 5.0
+
+RECIPE: dict[str, Any] = {
+    "name": "demo",
+    "data": {"source": ["python-stdlib"], "validation": 0.05},
+    "tokenizer": {"name": "bpe", "vocab_size": 4096, "pattern": "gpt4"},
+    "model": {
+        "context": 256,
+        "d_model": 192,
+        "n_layers": 4,
+        "n_heads": 3,
+        "tied": True,
+    },
+    "optimizer": {"name": "adamw", "lr": 6e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
+    "schedule": {"name": "cosine", "warmup": 40, "floor": 0.02},
+    "train": {"steps": 900, "batch_size": 8, "eval_every": 100, "eval_tokens": 16384, "save_every": 300},
+    "sample": {
+        "prompts": ["def ", "class ", "import os\n"],
+        "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 120},
+    },
+}
+
+SNIPPET_PROMPTS = ("def ", "class ", "import ", "from ", "if __name__ == '__main__':\n", "for ", "try:\n", "@")
+SNIPPETS_A_PROMPT = 4
+SNIPPETS = Sampling(temperature=0.7, top_p=0.95, max_tokens=120, seed=0)
+
+_OVERHEAD = 60.0
+"""Seconds of the time given that are not training, at the most: text, tokenizer, shards, evaluation, samples, report."""
+
+
+def demo_recipe(minutes: float | None, *, seed: int = 1337) -> tuple[Recipe, str]:
+    """The recipe for the time given, and a sentence on how it was fitted to this machine.
+
+    Without `minutes` it is the fixed number of steps, or what fits into five minutes. With `minutes`, what fits.
+    """
+    recipe = check(Recipe, assign(RECIPE, {"seed": seed}))
+    budget = 60 * (MINUTES if minutes is None else minutes)
+    step = measure_step(recipe)
+    fits = max(20, math.floor((0.92 * budget - min(_OVERHEAD, 0.4 * budget)) / step))
+    steps = fits if minutes is not None else min(fits, recipe.train.steps)
+    said = f"a step takes {1000 * step:.0f} ms here: {steps:,} steps"
+    if minutes is None and steps < recipe.train.steps:
+        said += f", not {recipe.train.steps:,}, to be done in {MINUTES:g} minutes"
+    values = {
+        "train.steps": steps,
+        "train.max_minutes": max(0.9 * budget - 0.5 * min(_OVERHEAD, 0.4 * budget), 10) / 60,
+        "schedule.warmup": min(int(recipe.schedule.settings["warmup"]), max(1, steps // 10)),
+        "train.eval_every": max(1, steps // 9),
+        "train.save_every": max(1, steps // 3),
+    }
+    return check(Recipe, assign(RECIPE, {"seed": seed} | values)), said
+
+
+def measure_step(recipe: Recipe, *, rounds: int = 5) -> float:
+    """Seconds of a training step on random tokens on this machine: the median of `rounds`, after two to warm up."""
+    n_vocab = int(recipe.tokenizer.settings["vocab_size"]) + 1
+    device = pick_device(recipe.train.device)
+    model = build_model(recipe, n_vocab).to(device)
+    optimizer = build_optimizer(recipe, NextToken(model=model, data=None))  # type: ignore[arg-type]  # not trained on any
+    shape = (recipe.train.batch_size, recipe.model.context)
+    times = []
+    for _ in range(rounds + 2):
+        ids_BT = torch.randint(n_vocab, shape, device=device)
+        start = time.perf_counter()
+        h_ND = model.hidden(ids_BT).flatten(0, 1)
+        linear_cross_entropy(h_ND, model.head_weight, ids_BT.flatten()).backward()
+        float(clip_grad_norm(model.parameters(), 1.0))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def measure_python_share(result: Result) -> None:
+    """Of snippets that the model writes, the share that `ast.parse` accepts: into the run's evaluations."""
+    engine = Engine(result.model, result.tokenizer)
+    snippets = [
+        prompt + text
+        for prompt in SNIPPET_PROMPTS
+        for text in engine.generate(prompt, SNIPPETS, n=SNIPPETS_A_PROMPT)
+    ]
+    verdicts = [is_python(complete_part(snippet)) for snippet in snippets]
+    share = sum(verdicts) / len(verdicts)
+    result.run.add_evaluation(result.step, "python_share", share, {"snippets": len(snippets), "parsed": sum(verdicts)})
+    result.extra["python_share"] = share
+    result.extra["snippets"] = len(snippets)

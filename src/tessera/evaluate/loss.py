@@ -1,0 +1,73 @@
+"""Held-out loss, and bits per byte: the figure that compares across tokenizers.
+
+bits per byte = (sum of -log2 p(token)) / (bytes of the text). A general compressor's output size gives the same figure for
+the same bytes, so that a model and `xz` stand on one scale.
+"""
+
+import bz2
+import lzma
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tessera.data.batches import Batch
+from tessera.errors import InputError
+from tessera.ops.loss import linear_cross_entropy
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """The total over held-out tokens, each predicted once."""
+
+    nats: float
+    n_tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats a token."""
+        return self.nats / self.n_tokens
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.mean, 700.0))
+
+    def bits_per_byte(self, n_bytes: int) -> float:
+        """Over a text of `n_bytes` UTF-8 bytes."""
+        return self.nats / math.log(2) / n_bytes
+
+
+def held_out_loss(model: nn.Module, batches: Iterable[Batch], *, max_tokens: int | None = None) -> HeldOutLoss:
+    """The loss of `model` over `batches`, in evaluation mode; stops after `max_tokens` targets."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    nats, n_tokens = 0.0, 0
+    try:
+        with torch.inference_mode():
+            for batch in batches:
+                batch = batch.to(device)
+                h_ND = model.hidden(batch.inputs_BT).flatten(0, 1)
+                loss = linear_cross_entropy(h_ND, model.head_weight, batch.targets_BT.flatten(), reduction="sum")
+                nats += loss.item()
+                n_tokens += batch.n_targets
+                if max_tokens is not None and n_tokens >= max_tokens:
+                    break
+    finally:
+        model.train(was_training)
+    if n_tokens == 0:
+        raise InputError("there is no held-out token to measure the loss on")
+    return HeldOutLoss(nats=nats, n_tokens=n_tokens)
+
+
+def compressor_bits_per_byte(text: bytes) -> dict[str, float]:
+    """What `xz -9e` and `bz2 -9` need for `text`, in bits a byte."""
+    if not text:
+        raise InputError("there is no held-out text to compress")
+    sizes = {
+        "xz -9e": len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)),
+        "bz2 -9": len(bz2.compress(text, 9)),
+    }
+    return {name: 8 * size / len(text) for name, size in sizes.items()}

@@ -1,0 +1,351 @@
+"""The main job: from a recipe to a run that can be generated from.
+
+    text -> tokenizer -> shards -> model -> training loop -> held-out loss -> samples -> report
+
+Each arrow is a function of a lower floor; this file only puts them in order, tells a `Watcher` what is going on, and sees to
+it that everything lands in the run. `resume` goes on where a run stopped.
+"""
+
+import math
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tessera import __version__
+from tessera.config import check, override
+from tessera.data.batches import validation_batches
+from tessera.data.documents import read_documents
+from tessera.data.prepare import Prepared, divide, prepare
+from tessera.errors import InputError, SettingError
+from tessera.evaluate.loss import HeldOutLoss, compressor_bits_per_byte, held_out_loss
+from tessera.evaluate.report import write_report
+from tessera.generate.engine import Engine
+from tessera.model.decoder import Decoder
+from tessera.objectives.objective import Objective
+from tessera.optim.schedule import SCHEDULES
+from tessera.config import build
+from tessera.recipe import Recipe, build_model, build_objective, build_optimizer, pick_device
+from tessera.store.run import Run
+from tessera.tokenizers import TOKENIZERS, Tokenizer, tokenizer_from_json
+from tessera.train.stopwatch import Stopwatch
+from tessera.train.trainer import Outcome, Progress, Trainer
+
+EVAL_BATCH = 16
+COMPRESSOR_LIMIT = 64_000_000  # bytes; xz -9e takes about a second a megabyte
+
+
+class Watcher:
+    """Sees the job go by. Every method may be overridden; this one keeps quiet."""
+
+    def say(self, line: str) -> None:
+        """Something worth knowing, such as a choice that was made."""
+
+    @contextmanager
+    def phase(self, what: str) -> Iterator[None]:
+        """A part of the job that takes a while."""
+        yield
+
+    @contextmanager
+    def steps(self) -> Iterator[Any]:
+        """The training; gives what is called with each step's `Progress`."""
+        yield lambda progress: None
+
+    def sample(self, prompt: str, pieces: Iterator[str]) -> str:
+        """A sample as it is made; whatever happens, all pieces are read. Returns the whole."""
+        return "".join(pieces)
+
+
+@dataclass
+class Result:
+    """What a job made."""
+
+    run: Run
+    outcome: Outcome
+    step: int
+    model: Decoder
+    tokenizer: Tokenizer
+    loss: HeldOutLoss | None = None
+    bits_per_byte: float | None = None
+    compressors: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    extra: dict[str, float] = field(default_factory=dict)
+    """What else was measured, by name."""
+
+    def summary(self) -> dict[str, Any]:
+        """The figures, JSON-able."""
+        return {
+            "run": str(self.run.path),
+            "outcome": self.outcome,
+            "step": self.step,
+            "n_params": self.model.n_params,
+            "validation_loss": self.loss.mean if self.loss else None,
+            "bits_per_byte": self.bits_per_byte,
+            "compressors": self.compressors,
+            **self.extra,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path | None = None,
+    *,
+    watcher: Watcher | None = None,
+    measure: Callable[[Result], None] | None = None,
+) -> Result:
+    """Train a new run as `recipe` says, in the folder `out` (or a new one below `runs/`).
+
+    `measure` may add evaluations of its own to the run before the report is written. If the text or a setting turns out to be unusable, nothing is left behind.
+    """
+    watcher, clock = watcher or Watcher(), Stopwatch()
+    path = Path(out) if out is not None else free_path(Path("runs") / recipe.name)
+    _check_free(path)
+    set_threads(recipe)
+    pick_device(recipe.train.device)
+    with _removed_on_error(path):
+        tokenizer, prepared = prepare_data(recipe, path / "data", watcher=watcher, clock=clock)
+        check_context(recipe, prepared)
+        run = Run.create(
+            path,
+            recipe=recipe.written(),
+            tokenizer_json=tokenizer.to_json(),
+            vocabulary=tokenizer.vocabulary(),
+            store=recipe.store,
+            info=run_info(recipe, prepared),
+        )
+    return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(measure=measure)
+
+
+def resume(
+    path: str | Path, overrides: Sequence[str] = (), *, step: int | None = None, watcher: Watcher | None = None
+) -> Result:
+    """Go on with the run at `path` from its newest checkpoint that verifies (or from `step`), bit for bit.
+
+    `overrides` may change how long and how the training goes on (`train.*`, `schedule.*`, `sample.*`), not what is trained.
+    """
+    watcher, clock = watcher or Watcher(), Stopwatch()
+    recipe = resumed_recipe(path, overrides)
+    set_threads(recipe)
+    run = Run.open(path, train=True)
+    tokenizer = tokenizer_from_json(run.tokenizer_json)
+    with clock("data"):
+        prepared = reopen_data(recipe, run, tokenizer)
+    if overrides:
+        run.update_recipe(recipe.written())
+    return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(resume=True, step=step)
+
+
+def resumed_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
+    """The recipe with which the run at `path` would go on."""
+    for assignment in overrides:
+        if assignment.partition(".")[0] not in {"train", "schedule", "sample"}:
+            raise InputError(f"{assignment}: a resumed run takes train.*, schedule.* and sample.* only; train a new one")
+    written = Run.open(path).recipe
+    return check(Recipe, override(written, list(overrides)))
+
+
+def prepare_data(
+    recipe: Recipe, folder: Path, *, watcher: Watcher, clock: Stopwatch, tokenizer: Tokenizer | None = None
+) -> tuple[Tokenizer, Prepared]:
+    """The tokenizer, trained on the training part alone (unless given), and the shards in `folder`."""
+    data = recipe.data
+    if len(data.source) == 1 and (Path(data.source[0]) / "meta.json").is_file():
+        return _open_prepared(Path(data.source[0]))
+    documents = read_documents(data.source, errors=data.errors, field=data.field)
+    with watcher.phase("read the text"), clock("read the text"):
+        division = divide(documents, validation=data.validation, split=data.split, seed=recipe.seed)
+    watcher.say(division.describe())
+    if tokenizer is None:
+        with watcher.phase(f"train the tokenizer ({recipe.tokenizer.name})"), clock("tokenizer"):
+            spec = recipe.tokenizer
+            tokenizer = TOKENIZERS[spec.name].train(division.train_texts(), **spec.settings)
+    with watcher.phase(f"write the shards ({tokenizer.n_vocab:,} tokens in the vocabulary)"), clock("shards"):
+        prepared = prepare(division, tokenizer, folder)
+    tokenizer.save(folder / "tokenizer.json")
+    return tokenizer, prepared
+
+
+def _open_prepared(folder: Path) -> tuple[Tokenizer, Prepared]:
+    tokenizer = tokenizer_from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    return tokenizer, Prepared.open(folder, fingerprint=tokenizer.fingerprint)
+
+
+def reopen_data(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Prepared:
+    """The shards that the run was trained on: its own, or made again from the sources and proved to be the same."""
+    folder = Path(run.info["data"])
+    folder = folder if folder.is_absolute() else run.path / folder
+    if (folder / "meta.json").exists():
+        return Prepared.open(folder, fingerprint=tokenizer.fingerprint)
+    _, prepared = prepare_data(recipe, folder, watcher=Watcher(), clock=Stopwatch(), tokenizer=tokenizer)
+    if prepared.sha256 != run.info["data_sha256"]:
+        shutil.rmtree(folder)
+        raise InputError(f"{', '.join(recipe.data.source)} has changed since the run was started: it cannot be resumed exactly")
+    return prepared
+
+
+def check_context(recipe: Recipe, prepared: Prepared) -> None:
+    """The context must fit into the training data, before anything is trained."""
+    n_tokens = prepared.counts["train"].n_tokens
+    if n_tokens <= recipe.model.context:
+        raise SettingError(
+            "model.context", recipe.model.context, f"less than the data: it has {n_tokens:,} tokens to train on"
+        )
+
+
+class _Job:
+    """A run being trained: builds the parts, trains, and finishes."""
+
+    def __init__(
+        self, recipe: Recipe, run: Run, tokenizer: Tokenizer, prepared: Prepared, watcher: Watcher, clock: Stopwatch
+    ) -> None:
+        self.recipe, self.run, self.tokenizer, self.prepared = recipe, run, tokenizer, prepared
+        self.watcher, self.clock = watcher, clock
+        self.device = pick_device(recipe.train.device)
+        self.model = build_model(recipe, tokenizer.n_vocab).to(self.device)
+        self.objective: Objective = build_objective(recipe, self.model, prepared.train)
+        self.validation = prepared.validation
+        self.trainer = Trainer(
+            objective=self.objective,
+            optimizer=build_optimizer(recipe, self.objective),
+            schedule=build(SCHEDULES, recipe.schedule, path="schedule"),
+            settings=recipe.train,
+            checkpoints=run.checkpoints,
+            log=run,
+            validate=self._validate,
+            sample=self._samples,
+            device=self.device,
+        )
+
+    def go(
+        self, *, resume: bool = False, step: int | None = None, measure: Callable[[Result], None] | None = None
+    ) -> Result:
+        """Train, then measure, sample and report; what was interrupted is only saved."""
+        if resume:
+            for line in self.trainer.resume(step):
+                self.watcher.say(f"skipped {line}")
+            self.run.truncate_after(self.trainer.step)
+            self.watcher.say(f"resumed at step {self.trainer.step:,} of {self.recipe.train.steps:,}")
+        self.watcher.say(self._describe())
+        with self.watcher.steps() as watch:
+            self.trainer.watch = watch
+            outcome = self.trainer.run()
+        self.clock.seconds |= self.trainer.clock.seconds
+        result = Result(self.run, outcome, self.trainer.step, self.model, self.tokenizer, seconds=self.clock.seconds)
+        if outcome != "interrupted":
+            self._finish(result, measure)
+        return result
+
+    def _finish(self, result: Result, measure: Callable[[Result], None] | None) -> None:
+        with self.watcher.phase("measure the held-out loss"), self.clock("evaluation"):
+            evaluate_run(self.run, self.model, self.prepared, self.trainer.step, result)
+        with self.clock("samples"):
+            self._samples(self.trainer.step, stream=True)
+        if measure is not None:
+            with self.watcher.phase("measure the samples"), self.clock("samples"):
+                measure(result)
+        with self.watcher.phase("write the report"), self.clock("report"):
+            write_report(self.run, seconds=self.clock.seconds)
+
+    def _validate(self) -> float:
+        batches = validation_batches(self.validation, self.recipe.model.context, EVAL_BATCH)
+        return held_out_loss(self.model, batches, max_tokens=self.recipe.train.eval_tokens).mean
+
+    def _samples(self, step: int, *, stream: bool = False) -> None:
+        engine = Engine(self.model, self.tokenizer)
+        sampling = self.recipe.sample.sampling
+        if sampling.seed is None:
+            sampling = sampling.model_copy(update={"seed": self.recipe.seed})
+        for prompt in self.recipe.sample.prompts:
+            pieces = engine.stream(prompt, sampling, truncate=True)
+            text = self.watcher.sample(prompt, pieces) if stream else "".join(pieces)
+            self.run.add_sample(step, prompt, text)
+
+    def _describe(self) -> str:
+        counts = self.prepared.counts["train"]
+        train, context = self.recipe.train, self.recipe.model.context
+        per_step = train.batch_size * train.accumulate * context
+        return (
+            f"{self.model.n_params:,} parameters, {train.steps:,} steps of {per_step:,} tokens: "
+            f"{train.steps * per_step / max(counts.n_tokens, 1):.2f} epochs of {counts.n_tokens:,} tokens"
+        )
+
+
+def evaluate_run(run: Run, model: Decoder, prepared: Prepared, step: int, result: Result) -> None:
+    """The loss over all held-out text, in bits per byte and beside what compressors need; into `result` and the run."""
+    loss = held_out_loss(model, validation_batches(prepared.validation, model.context, EVAL_BATCH))
+    text = prepared.validation_text()
+    result.loss, result.bits_per_byte = loss, loss.bits_per_byte(len(text))
+    run.add_evaluation(step, "validation_loss", loss.mean, {"tokens": loss.n_tokens})
+    run.add_evaluation(step, "bits_per_byte", result.bits_per_byte, {"bytes": len(text)})
+    if len(text) <= COMPRESSOR_LIMIT:
+        result.compressors = compressor_bits_per_byte(text)
+        for name, bits in result.compressors.items():
+            run.add_evaluation(step, name, bits, {"bytes": len(text)})
+
+
+def set_threads(recipe: Recipe) -> None:
+    """Use the number of CPU threads that the recipe asks for."""
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+
+
+def run_info(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """Where a run came from: enough to repeat it."""
+    own = len(recipe.data.source) != 1 or Path(recipe.data.source[0]).resolve() != prepared.folder.resolve()
+    return {
+        "seed": recipe.seed,
+        "tessera": __version__,
+        "torch": torch.__version__,
+        "numpy": version("numpy"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "git_commit": git_commit(),
+        "data": "data" if own else str(prepared.folder.resolve()),
+        "data_sha256": prepared.sha256,
+    }
+
+
+def git_commit() -> str | None:
+    """The commit that the working folder is at; None outside of a repository or without git."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True, env={**os.environ, "LC_ALL": "C"}
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def free_path(path: Path) -> Path:
+    """`path`-1, -2, ...: the first that does not exist."""
+    number = 1
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists: choose another --out, or go on with it by --resume {path}")
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    """Remove the folder `path`, which this job made, if the block fails."""
+    existed = path.exists()
+    try:
+        yield
+    except BaseException:
+        if not existed:
+            shutil.rmtree(path, ignore_errors=True)
+        raise

@@ -1,0 +1,111 @@
+"""Known shapes, as settings of the `Decoder`, and the one dial that sets a whole run.
+
+`PRESETS[name]` holds everything but the vocabulary, which is the tokenizer's.
+"""
+
+import math
+from typing import Any
+
+from tessera.errors import SettingError
+
+
+_GPT2 = {
+    "context": 1024,
+    "attention": "gqa",
+    "position": "learned",
+    "norm": "layer",
+    "placement": "pre",
+    "feed_forward": {"name": "gelu", "approximate": "tanh"},
+    "tied": True,
+    "bias": True,
+    "init": {"name": "normal", "std": 0.02, "scale_residual": True},
+}
+"""Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", and the weights that were published."""
+
+_LLAMA = {
+    "norm": {"name": "rms", "eps": 1e-5},
+    "placement": "pre",
+    "feed_forward": "swiglu",
+    "bias": False,
+    "init": {"name": "normal", "std": 0.02, "scale_residual": True},
+}
+"""Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models"."""
+
+
+def _gpt2(n_layers: int, n_heads: int, d_model: int) -> dict[str, Any]:
+    return _GPT2 | {"n_layers": n_layers, "n_heads": n_heads, "d_model": d_model}
+
+
+def _llama(
+    n_layers: int,
+    n_heads: int,
+    n_kv_heads: int,
+    d_model: int,
+    d_ff: int | None,
+    *,
+    context: int,
+    base: float = 10_000.0,
+    tied: bool = False,
+) -> dict[str, Any]:
+    return _LLAMA | {
+        "n_layers": n_layers,
+        "n_heads": n_heads,
+        "d_model": d_model,
+        "d_ff": d_ff,
+        "context": context,
+        "attention": {"name": "gqa", "n_kv_heads": n_kv_heads},
+        "position": {"name": "rope", "base": base},
+        "tied": tied,
+    }
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # A model that a test trains in a second.
+    "tiny": _llama(2, 2, 1, 32, None, context=32),
+    # nanoGPT's setting for characters on a CPU.
+    "nano": _gpt2(4, 4, 128) | {"context": 64, "bias": False, "feed_forward": {"name": "gelu", "approximate": "none"}},
+    # What a laptop trains in one minute, and in five.
+    "demo-small": _llama(4, 4, 2, 128, None, context=128),
+    "demo": _llama(5, 4, 2, 256, None, context=256),
+    "gpt2": _gpt2(12, 12, 768),
+    "gpt2-medium": _gpt2(24, 16, 1024),
+    "gpt2-large": _gpt2(36, 20, 1280),
+    "gpt2-xl": _gpt2(48, 25, 1600),
+    "llama-135m": _llama(30, 9, 3, 576, 1536, context=2048, base=10_000.0, tied=True),
+    "llama-1.1b": _llama(22, 32, 4, 2048, 5632, context=2048),
+    "llama-2-7b": _llama(32, 32, 32, 4096, 11008, context=4096),
+    "llama-3-8b": _llama(32, 32, 8, 4096, 14336, context=8192, base=500_000.0),
+}
+"""The Llama shapes are SmolLM 135M, TinyLlama 1.1B, Llama 2 7B and Llama 3 8B."""
+
+
+def depth_settings(depth: int) -> dict[str, Any]:
+    """Every setting of a run that follows from the number of layers, as overrides of a recipe (`a.b` -> value).
+
+    One dial, because the good values of the others move together with it:
+
+    - width 64 x depth, in heads of 64 (of 32 below depth 4), as the GPT-2 and Llama families roughly have it;
+    - context 64 x depth, rounded to a power of two between 64 and 2,048;
+    - tokens a step grow as the parameters do, depth^3: 4,096 at depth 4, 110,000 at depth 12, so that training on 20
+      tokens a parameter (Hoffmann et al. 2022, "Chinchilla") is about 15,000 steps at each depth;
+    - peak learning rate 6e-4 x 768 / width, at most 3e-3. That the step shrinks as the width grows is what maximal-update
+      parametrisation derives (Yang et al. 2022); the constant is GPT-3's at 768 wide, and its 2e-4 at 2,048 follows;
+    - cosine schedule to a tenth, after a warm-up over 2 % of the steps.
+    """
+    if depth < 1:
+        raise SettingError("depth", depth, "at least 1")
+    d_model = 64 * depth
+    context = 2 ** min(11, max(6, round(math.log2(d_model))))
+    batch_size = max(4, round(64 * depth**3 / context))
+    n_params = 12 * depth * d_model**2
+    steps = math.ceil(20 * n_params / (batch_size * context))
+    return {
+        "model.n_layers": depth,
+        "model.d_model": d_model,
+        "model.n_heads": d_model // (64 if depth >= 4 else 32),
+        "model.context": context,
+        "optimizer.lr": min(3e-3, round(6e-4 * 768 / d_model, 6)),
+        "schedule": {"name": "cosine", "warmup": max(10, steps // 50), "floor": 0.1},
+        "train.batch_size": batch_size,
+        "train.steps": steps,
+    }

@@ -1,0 +1,50 @@
+"""What an objective is: a source of batches, and the loss of one.
+
+Pretraining, fine-tuning on answers, preferences and reinforcement differ in these two alone, so that there is one
+training loop for all. An objective is a module: what is learned are its parameters (the model is one part; a value
+head would be another), and where it stands in its data is a part of its state.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+Metrics = dict[str, Tensor | float]
+
+
+class Source(Protocol):
+    """Where batches come from: an endless iterator that can say where it stands and go back there."""
+
+    def __next__(self) -> Any: ...
+
+    def state(self) -> Mapping[str, Any]:
+        """The cursor, as JSON-able data: after `restore(state())` the same batches follow."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand where `state` was taken; an `InputError` if that was another source."""
+
+
+class Objective(nn.Module):
+    """A model and the data that it learns from; a subclass says the loss in `forward`."""
+
+    def __init__(self, *, model: nn.Module, data: Source) -> None:
+        super().__init__()
+        self.model = model
+        self.data = data
+
+    def batches(self) -> Iterator[Any]:
+        """The batches from the cursor on, without end."""
+        while True:
+            yield next(self.data)
+
+    def forward(self, batch: Any) -> tuple[Tensor, Metrics]:
+        """The loss, which is the mean over the batch's learned targets, and what else is worth a look."""
+        raise NotImplementedError
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The data cursor, which travels in `state_dict` with the weights."""
+        return dict(self.data.state())
+
+    def set_extra_state(self, state: Mapping[str, Any]) -> None:
+        self.data.restore(state)

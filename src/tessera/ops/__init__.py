@@ -1,0 +1,5 @@
+"""The numeric operations of the models: softmax, dropout, attention and the losses, each a pure function on tensors.
+
+Where a faster twin stands behind the same function (a hand-written backward, PyTorch's fused attention), the plain
+formula is beside it and the tests hold them together.
+"""

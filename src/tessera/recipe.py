@@ -1,0 +1,154 @@
+"""The root settings: one recipe says a whole run, and builds every part of it.
+
+Each room owns its own settings; only this file knows them all. A recipe is checked to the last piece when it is read, so
+that a long run does not stop at a typing mistake in its last step.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, field_validator
+
+from tessera.config import Settings, Spec, assign, build, check, check_spec, override, read_file
+from tessera.data.batches import BATCHES
+from tessera.data.documents import DataSettings
+from tessera.data.shards import Shard
+from tessera.errors import SettingError
+from tessera.generate.sampling import Sampling
+from tessera.model.decoder import Decoder, DecoderSettings
+from tessera.model.presets import PRESETS, depth_settings
+from tessera.objectives import OBJECTIVES
+from tessera.objectives.objective import Objective
+from tessera.optim import OPTIMIZERS, groups
+from tessera.optim.schedule import SCHEDULES
+from tessera.tokenizers import TOKENIZERS
+from tessera.train.trainer import TrainSettings
+
+
+class SampleSettings(Settings):
+    """What is written while training and at its end, to be looked at."""
+
+    prompts: list[str] = [""]
+    sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, max_tokens=120)
+
+
+class Recipe(Settings):
+    """A run as data. Every field has a default but the text to learn from: `data.source`."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    seed: int = Field(default=1337, ge=0)
+    store: Literal["files", "sqlite"] = "files"
+    data: DataSettings
+    tokenizer: Spec = Spec("bpe", {"vocab_size": 4096})
+    model: DecoderSettings = DecoderSettings()
+    objective: Spec = Spec("next-token")
+    optimizer: Spec = Spec("adamw", {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1})
+    schedule: Spec = Spec("cosine", {"warmup": 100, "floor": 0.1})
+    train: TrainSettings = TrainSettings()
+    sample: SampleSettings = SampleSettings()
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _tokenizer(cls, spec: Spec) -> Spec:
+        train = {name: kind.train for name, kind in TOKENIZERS.items()}
+        return check_spec(train, spec, "tokenizer", given=("texts",))
+
+    @field_validator("objective")
+    @classmethod
+    def _objective(cls, spec: Spec) -> Spec:
+        return check_spec(OBJECTIVES, spec, "objective", given=("model", "data"))
+
+    @field_validator("optimizer")
+    @classmethod
+    def _optimizer(cls, spec: Spec) -> Spec:
+        spec = check_spec(OPTIMIZERS, spec, "optimizer", given=("params",))
+        build(OPTIMIZERS, spec, path="optimizer", params=[torch.zeros(1)])
+        return spec
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, spec: Spec) -> Spec:
+        spec = check_spec(SCHEDULES, spec, "schedule")
+        build(SCHEDULES, spec, path="schedule")
+        return spec
+
+    def written(self) -> dict[str, Any]:
+        """The resolved recipe as plain JSON-able data; `check(Recipe, ...)` reads it back."""
+        return self.model_dump(mode="json")
+
+
+def load_recipe(
+    path: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    sources: Iterable[str] = (),
+    preset: str | None = None,
+    depth: int | None = None,
+    base: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """A checked recipe. What comes later wins: `base`, file, `preset` or `depth`, `sources`, then `overrides`."""
+    content = dict(base or {})
+    if path is not None:
+        content = _merged(content, read_file(path))
+    if preset is not None:
+        if preset not in PRESETS:
+            raise SettingError.unknown("--preset", preset, PRESETS)
+        content = _merged(content, {"model": PRESETS[preset]})
+    if depth is not None:
+        content = assign(content, depth_settings(depth))
+    sources = list(sources)
+    if sources:
+        content = _merged(content, {"data": {"source": sources}})
+    return check(Recipe, override(content, list(overrides)))
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` laid over `below`, group by group. A piece with another name replaces the whole piece."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and old.get("name") == value.get("name", old.get("name")):
+            result[key] = _merged(old, value)
+        else:
+            result[key] = value
+    return result
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `train.device` names; `auto` takes CUDA, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SettingError("train.device", name, f"a device of this machine ({str(error).splitlines()[0]})") from None
+    return device
+
+
+def build_model(recipe: Recipe, n_vocab: int) -> Decoder:
+    """The recipe's model with fresh weights, drawn from the recipe's seed."""
+    torch.manual_seed(recipe.seed)
+    return Decoder.from_settings(recipe.model, n_vocab=n_vocab)
+
+
+def build_objective(recipe: Recipe, model: Decoder, shard: Shard) -> Objective:
+    """What is learned, with its batches of `shard`."""
+    data = build(
+        BATCHES,
+        recipe.data.batches,
+        path="data.batches",
+        shard=shard,
+        context=recipe.model.context,
+        batch_size=recipe.train.batch_size,
+        seed=recipe.seed,
+    )
+    return build(OBJECTIVES, recipe.objective, path="objective", model=model, data=data)
+
+
+def build_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
+    """The optimizer over all of the objective's parameters; decay, where it has one, on matrices only."""
+    decay = recipe.optimizer.settings.get("weight_decay")
+    return build(OPTIMIZERS, recipe.optimizer, path="optimizer", params=groups(objective, decay))

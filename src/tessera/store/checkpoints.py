@@ -1,0 +1,159 @@
+"""Checkpoints: the contract, and the index that both stores keep in `run.db`.
+
+A checkpoint is a step's named tensors and a dictionary. Once `write` returns it survives whatever happens to the
+process; what `read` returns is what was written, bit for bit, or it is an error.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+from torch import Tensor
+
+from tessera.errors import DamagedError, InputError, SettingError
+from tessera.store.sqlite import Database
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint that verified. `skipped` says of each newer one why it was passed over."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    skipped: list[str] = field(default_factory=list)
+
+
+class CheckpointStore(ABC):
+    """Where the checkpoints of one run are.
+
+    Tensor names are `group.rest`: "model.head.weight", "optimizer.0.m", "state.rng". `meta` is JSON with string keys.
+    """
+
+    def __init__(self, database: Database, *, writable: bool) -> None:
+        self.index = Index(database)
+        self._writable = writable
+
+    @abstractmethod
+    def write(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        *,
+        keep: int = 1,
+        protect: Set[int] = frozenset(),
+    ) -> None:
+        """Store a step, replacing one of that number; then remove what is older than the newest `keep`.
+
+        Never removed: this one, the best, the steps in `protect`, and what this run did not make. An error leaves every
+        earlier checkpoint as it was.
+        """
+
+    @abstractmethod
+    def steps(self) -> list[int]:
+        """The steps that there are, oldest first, damaged ones too."""
+
+    @abstractmethod
+    def _read(self, step: int, prefix: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """One step's tensors and dictionary; `DamagedError` names what does not verify, `KeyError` says that it is gone."""
+
+    def read(self, step: int | None = None, *, prefix: str | None = None) -> Loaded:
+        """The step asked for, or the newest that verifies. `prefix` ("model") loads that group of tensors only.
+
+        A step that `Run.truncate_after` left behind is read only when it is asked for.
+        """
+        if step is not None:
+            try:
+                return Loaded(step, *self._read(step, prefix))
+            except KeyError:
+                known = ", ".join(map(str, self.steps())) or "none"
+                raise InputError(f"{self} has no step {step} (steps: {known})") from None
+        skipped, damage = [], None
+        passed: set[int] = set()
+        while (candidate := self._newest(passed)) is not None:
+            passed.add(candidate)
+            try:
+                return Loaded(candidate, *self._read(candidate, prefix), skipped=skipped)
+            except KeyError:  # removed by a training in progress since we looked: newer ones are there by now
+                continue
+            except (DamagedError, InputError) as error:
+                skipped.append(f"step {candidate}: {error}")
+                damage = damage or error
+        if damage is None:
+            raise InputError(f"{self} has no checkpoint yet")
+        raise DamagedError(str(self), f"no checkpoint verifies ({'; '.join(skipped)})") from damage
+
+    def _newest(self, passed: Set[int]) -> int | None:
+        behind = self.index.abandoned()
+        return max((step for step in self.steps() if step not in behind and step not in passed), default=None)
+
+    def mark_best(self, step: int) -> None:
+        """Keep this step whatever comes later; the one before it is free to go."""
+        if step not in self.steps():
+            raise InputError(f"{self} has no step {step} to mark as the best")
+        self.index.mark_best(step)
+
+    def best(self) -> int | None:
+        """The step that `mark_best` was last told of."""
+        return self.index.best()
+
+    def _check_write(self, step: int, keep: int) -> None:
+        if not self._writable:
+            raise InputError(f"{self} was opened for reading: Run.open(path, train=True) writes")
+        if keep < 1:
+            raise SettingError("keep", keep, "at least 1 checkpoint")
+        if step < 0:
+            raise SettingError("step", step, "0 or more")
+
+    def _expendable(self, step: int, steps: list[int], keep: int, protect: Set[int]) -> list[int]:
+        """The steps that may go now that `step` is stored: the newest `keep` of this line stay, and see `write`."""
+        behind = self.index.abandoned() - {step}
+        line = sorted(s for s in steps if s not in behind and s != step)
+        newest = set(line[len(line) - keep + 1 :])
+        stay = newest | {step} | set(protect) | ({self.index.best()} - {None})
+        return [s for s in steps if s not in stay]
+
+
+class Index:
+    """The table of checkpoints: which are there, which is the best, which were left behind by going back."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def steps(self) -> set[int]:
+        return {step for (step,) in self.database.query("SELECT step FROM checkpoints")}
+
+    def add(self, step: int) -> None:
+        """Note a step. One of the same number that had been left behind is no longer there, nor the best."""
+        with self.database.transaction() as connection:
+            connection.execute(
+                """INSERT INTO checkpoints (step, written) VALUES (?, ?) ON CONFLICT (step) DO UPDATE SET
+                   written = excluded.written, best = best AND NOT abandoned, abandoned = 0""",
+                (step, now()),
+            )
+
+    def remove(self, step: int) -> None:
+        with self.database.transaction() as connection:
+            connection.execute("DELETE FROM checkpoints WHERE step = ?", (step,))
+
+    def mark_best(self, step: int) -> None:
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE checkpoints SET best = (step = ?)", (step,))
+
+    def best(self) -> int | None:
+        found = self.database.query("SELECT step FROM checkpoints WHERE best")
+        return found[0][0] if found else None
+
+    def abandoned(self) -> set[int]:
+        return {step for (step,) in self.database.query("SELECT step FROM checkpoints WHERE abandoned")}
+
+
+def now() -> str:
+    """The time, as it is written in a run: UTC, to the second."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+CheckpointMaker = Callable[..., CheckpointStore]

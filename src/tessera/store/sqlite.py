@@ -1,0 +1,186 @@
+"""The database of a run: one SQLite file that many may read while one trains.
+
+Write-ahead logging lets readers go on while a transaction is written; `synchronous = FULL` makes a finished
+transaction survive a power cut (sqlite.org/wal.html). What SQLite refuses becomes a `StorageError` or a
+`DamagedError`, so that a caller never needs to know SQLite's own.
+"""
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tessera.errors import DamagedError, InputError, StorageError
+from tessera.store.migrations import APPLICATION_ID, migrate
+
+
+BUSY_SECONDS = 30
+FLUSH_SECONDS, FLUSH_ROWS = 1.0, 500
+WAL_BYTES = 64 << 20  # what the log may keep of the disk once it has been copied into the database
+
+
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors of the block into Tessera's, with the file's name."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise _translate(path, error) from error
+
+
+def _translate(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF  # the low byte is the primary result code
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT):
+        return DamagedError(path, str(error))
+    numbers = {
+        sqlite3.SQLITE_FULL: errno.ENOSPC,
+        sqlite3.SQLITE_IOERR: errno.EIO,
+        sqlite3.SQLITE_READONLY: errno.EROFS,
+        sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+        sqlite3.SQLITE_BUSY: errno.EBUSY,
+        sqlite3.SQLITE_LOCKED: errno.EBUSY,
+    }
+    if code in numbers:
+        return StorageError(path, OSError(numbers[code], str(error)))
+    return error
+
+
+class Database:
+    """A connection with the run's tables, safe to use from several threads of one process.
+
+    `append` collects rows and writes them in batches: a training step costs no flush of the disk. Anything that reads,
+    any transaction and `close` write them first.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._guard = threading.RLock()
+        self._waiting: list[tuple[str, Sequence[Any]]] = []
+        self._flushed = time.monotonic()
+
+    @classmethod
+    def create(cls, path: Path) -> "Database":
+        """A new database file with empty tables."""
+        with sqlite_errors(path):
+            return cls(path, _prepare(_connect(f"{_uri(path)}?mode=rwc"), path))
+
+    @classmethod
+    def open(cls, path: Path) -> "Database":
+        """An existing one. On a disk that cannot be written it is opened for reading."""
+        writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+        with sqlite_errors(path):
+            connection = _connect(f"{_uri(path)}?mode=rw" if writable else f"{_uri(path)}?mode=ro&immutable=1")
+            try:
+                _check_is_run(connection, path)
+                return cls(path, _prepare(connection, path) if writable else connection)
+            except BaseException:
+                connection.close()
+                raise
+
+    @classmethod
+    def empty(cls, path: Path) -> "Database":
+        """Stands in for a database that was lost: has all the tables, nothing in them, and refuses to be written."""
+        connection = _connect("file::memory:")
+        migrate(connection, path)
+        connection.execute("PRAGMA query_only = ON")
+        return cls(path, connection)
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of the block's writes, with the rows that wait, or (after any error) none of them."""
+        with self._guard, sqlite_errors(self.path):
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                for statement, row in self._waiting:
+                    self._connection.execute(statement, row)
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # a full disk has rolled back by itself
+                    self._connection.execute("ROLLBACK")
+                raise
+            self._waiting.clear()
+            self._flushed = time.monotonic()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """Reads that all see the same state, whatever another process writes meanwhile."""
+        self.flush()
+        with self._guard, sqlite_errors(self.path):
+            self._connection.execute("BEGIN DEFERRED")
+            try:
+                yield self._connection
+            finally:
+                self._connection.execute("COMMIT")
+
+    def query(self, statement: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows that a SELECT gives."""
+        self.flush()
+        with self._guard, sqlite_errors(self.path):
+            return self._connection.execute(statement, parameters).fetchall()
+
+    def append(self, statement: str, row: Sequence[Any]) -> None:
+        """Write a row soon: at most a second later if rows keep coming, and before anything that needs it."""
+        with self._guard:
+            self._waiting.append((statement, row))
+            if len(self._waiting) >= FLUSH_ROWS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
+                self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait, in one transaction."""
+        with self._guard:
+            if self._waiting:
+                with self.transaction():
+                    pass
+
+    def copy_log(self) -> None:
+        """Copy what the log holds into the database file, as far as readers allow, so that the file alone is the run."""
+        with self._guard, sqlite_errors(self.path):
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    def check(self) -> None:
+        """Raise `DamagedError` where the file's own structure is broken. Reads the whole file."""
+        found = self.query("PRAGMA quick_check(1)")[0][0]
+        if found != "ok":
+            raise DamagedError(self.path, " ".join(str(found).split()))
+
+    def close(self) -> None:
+        """Write what waits and leave one file: the last to close folds the log into it."""
+        with self._guard:
+            try:
+                self.flush()
+                with suppress(sqlite3.Error):  # a reader may still need the log; its own close folds it in
+                    self._connection.execute("PRAGMA busy_timeout = 0")
+                    self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                self._connection.close()
+
+
+def _uri(path: Path) -> str:
+    return path.absolute().as_uri()
+
+
+def _connect(uri: str) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    """Durable, readable while written, and with tables that are up to date."""
+    for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", f"journal_size_limit = {WAL_BYTES}"):
+        connection.execute(f"PRAGMA {setting}")
+    migrate(connection, path)
+    return connection
+
+
+def _check_is_run(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise unless the database is a run's. SQLite takes an empty file for an empty database; here it is a lost one."""
+    if path.stat().st_size == 0:
+        raise DamagedError(path, "it is empty")
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise InputError(f"{path} is a SQLite database, but not one of a run")

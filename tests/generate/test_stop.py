@@ -1,0 +1,53 @@
+"""Stop texts: found wherever the pieces are cut, never let through, and nothing else is lost."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tessera.generate.stop import StopFilter, find_stop
+
+
+def expected(text: str, stops: list[str]) -> tuple[str, bool]:
+    """Character by character: the first moment at which the text ends in a stop text."""
+    for end in range(1, len(text) + 1):
+        starts = [end - len(stop) for stop in stops if text[:end].endswith(stop)]
+        if starts:
+            return text[: min(starts)], True
+    return text, False
+
+
+@given(
+    pieces=st.lists(st.text("ab€", max_size=4), max_size=8),
+    stops=st.lists(st.text("ab€", min_size=1, max_size=4), max_size=3),
+)
+def test_does_not_depend_on_where_the_pieces_are_cut(pieces, stops):
+    stream = StopFilter(stops)
+    shown = ""
+    text, stopped = expected("".join(pieces), stops)
+    for piece in pieces:
+        shown += stream.push(piece)
+        assert text.startswith(shown)
+    shown += stream.finish()
+    assert (shown, stream.stopped) == (text, stopped)
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "at"),
+    [
+        ("one END two", ["END"], 4),
+        ("one two", ["END"], None),
+        ("xabcd", ["abcd", "bc"], 2),
+        ("xab", ["b", "ab"], 1),
+        ("abc", [], None),
+    ],
+)
+def test_find_stop_by_hand(text, stops, at):
+    assert find_stop(text, stops) == at
+
+
+def test_holds_back_no_more_than_it_must():
+    stream = StopFilter(["\n\nQ"])
+    assert [stream.push(piece) for piece in ["A\n", "B\n\n", "C", "\n\n", "Q?"]] == ["A", "\nB", "\n\nC", "", ""]
+    assert stream.stopped
+    assert stream.push("more") == ""
+    assert stream.finish() == ""
