@@ -1,6 +1,6 @@
 """Tessera: plain text to a language model that answers.
 
-The public names below are imported when they are first used, so that `import tessera` and `tessera --help` load no torch.
+The public names below are imported when they are first used: `import tessera` and `tessera --help` load no torch.
 """
 
 from importlib import import_module
@@ -23,7 +23,7 @@ _HOME = {
     "TesseraError": "tessera.errors",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,6 @@ from pydantic_core import core_schema
 
 from tessera.errors import InputError, SettingError
 
-
 S = TypeVar("S", bound=BaseModel)
 
 
@@ -76,7 +75,10 @@ def _parameters(make: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
 
 
 def check_spec(
-    registry: Mapping[str, Callable[..., Any]], spec: Spec | str | Mapping[str, Any], path: str, given: tuple[str, ...] = ()
+    registry: Mapping[str, Callable[..., Any]],
+    spec: Spec | str | Mapping[str, Any],
+    path: str,
+    given: tuple[str, ...] = (),
 ) -> Spec:
     """`spec` with its settings' types checked against the piece's constructor.
 
@@ -98,7 +100,13 @@ def check_spec(
     return Spec(spec.name, checked)
 
 
-def build(registry: Mapping[str, Callable[..., Any]], spec: Spec | str | Mapping[str, Any], *, path: str = "setting", **context: Any) -> Any:
+def build(
+    registry: Mapping[str, Callable[..., Any]],
+    spec: Spec | str | Mapping[str, Any],
+    *,
+    path: str = "setting",
+    **context: Any,
+) -> Any:
     """Make the piece that `spec` names, from its own settings and those keywords of `context` that it takes.
 
     >>> build(NORMS, {"name": "rms", "eps": 1e-6}, d_model=64)      # doctest: +SKIP
@@ -137,7 +145,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     try:
-        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _YamlLoader)  # noqa: S506
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.load(text, _YamlLoader)
     except (tomllib.TOMLDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
@@ -181,6 +189,14 @@ def assign(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
                 raise SettingError(path, value, f"no dot after {key!r}: it is a value, not a group")
         node[last] = value
     return result
+
+
+def flat(settings: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
+    """Nested settings as (a.b, value), in order."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in settings.items():
+        rows += flat(value, f"{path}{key}.") if isinstance(value, Mapping) and value else [(f"{path}{key}", value)]
+    return rows
 
 
 def _copy(node: Any) -> Any:

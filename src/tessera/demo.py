@@ -1,7 +1,8 @@
 """The demonstration: Python's own standard library -> a small model that writes Python, in minutes, on any machine.
 
-Every machine that runs Python has the text (about 10 MB), so that nothing is downloaded. The number of steps is fixed, which makes
-the final figure the same on every machine; a machine that is too slow for it in the time given does fewer, and says so.
+Every machine that runs Python has the text (about 10 MB), so that nothing is downloaded. The number of steps is fixed,
+which makes the final figure the same on every machine; one that is too slow for it in the time given does fewer, and
+says so.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tessera.config import assign, build, check
+from tessera.config import assign, check
 from tessera.evaluate.syntax import complete_part, is_python
 from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
@@ -48,7 +49,7 @@ SNIPPETS_A_PROMPT = 4
 SNIPPETS = Sampling(temperature=0.7, top_p=0.95, max_tokens=120, seed=0)
 
 _OVERHEAD = 60.0
-"""Seconds of the time given that are not training, at the most: text, tokenizer, shards, evaluation, samples, report."""
+"""Seconds that are not training, at the most: text, tokenizer, shards, evaluation, samples, report."""
 
 
 def demo_recipe(minutes: float | None, *, seed: int = 1337) -> tuple[Recipe, str]:
@@ -76,7 +77,7 @@ def demo_recipe(minutes: float | None, *, seed: int = 1337) -> tuple[Recipe, str
 
 def measure_step(recipe: Recipe, *, rounds: int = 5) -> float:
     """Seconds of a training step on random tokens on this machine: the median of `rounds`, after two to warm up."""
-    n_vocab = int(recipe.tokenizer.settings["vocab_size"]) + 1
+    n_vocab = int(recipe.tokenizer.settings["vocab_size"])
     device = pick_device(recipe.train.device)
     model = build_model(recipe, n_vocab).to(device)
     optimizer = build_optimizer(recipe, NextToken(model=model, data=None))  # type: ignore[arg-type]  # not trained on any
@@ -98,9 +99,7 @@ def measure_python_share(result: Result) -> None:
     """Of snippets that the model writes, the share that `ast.parse` accepts: into the run's evaluations."""
     engine = Engine(result.model, result.tokenizer)
     snippets = [
-        prompt + text
-        for prompt in SNIPPET_PROMPTS
-        for text in engine.generate(prompt, SNIPPETS, n=SNIPPETS_A_PROMPT)
+        prompt + text for prompt in SNIPPET_PROMPTS for text in engine.generate(prompt, SNIPPETS, n=SNIPPETS_A_PROMPT)
     ]
     verdicts = [is_python(complete_part(snippet)) for snippet in snippets]
     share = sum(verdicts) / len(verdicts)

@@ -2,17 +2,15 @@
 
     text -> tokenizer -> shards -> model -> training loop -> held-out loss -> samples -> report
 
-Each arrow is a function of a lower floor; this file only puts them in order, tells a `Watcher` what is going on, and sees to
-it that everything lands in the run. `resume` goes on where a run stopped.
+Each arrow is a function of a lower floor; this file only puts them in order, tells a `Watcher` what is going on, and
+sees to it that everything lands in the run. `resume` goes on where a run stopped.
 """
 
-import math
-import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any
 import torch
 
 from tessera import __version__
-from tessera.config import check, override
+from tessera.config import build, check, override
 from tessera.data.batches import validation_batches
 from tessera.data.documents import read_documents
 from tessera.data.prepare import Prepared, divide, prepare
@@ -29,15 +27,15 @@ from tessera.errors import InputError, SettingError
 from tessera.evaluate.loss import HeldOutLoss, compressor_bits_per_byte, held_out_loss
 from tessera.evaluate.report import write_report
 from tessera.generate.engine import Engine
+from tessera.lm import LM
 from tessera.model.decoder import Decoder
 from tessera.objectives.objective import Objective
 from tessera.optim.schedule import SCHEDULES
-from tessera.config import build
 from tessera.recipe import Recipe, build_model, build_objective, build_optimizer, pick_device
 from tessera.store.run import Run
-from tessera.tokenizers import TOKENIZERS, Tokenizer, tokenizer_from_json
+from tessera.tokenizers import Tokenizer, tokenizer_from_json, train_tokenizer
 from tessera.train.stopwatch import Stopwatch
-from tessera.train.trainer import Outcome, Progress, Trainer
+from tessera.train.trainer import Outcome, Trainer
 
 EVAL_BATCH = 16
 COMPRESSOR_LIMIT = 64_000_000  # bytes; xz -9e takes about a second a megabyte
@@ -130,7 +128,8 @@ def resume(
 ) -> Result:
     """Go on with the run at `path` from its newest checkpoint that verifies (or from `step`), bit for bit.
 
-    `overrides` may change how long and how the training goes on (`train.*`, `schedule.*`, `sample.*`), not what is trained.
+    `overrides` may change how long and how the training goes on (`train.*`, `schedule.*`, `sample.*`), not what is
+    trained.
     """
     watcher, clock = watcher or Watcher(), Stopwatch()
     recipe = resumed_recipe(path, overrides)
@@ -148,7 +147,9 @@ def resumed_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
     """The recipe with which the run at `path` would go on."""
     for assignment in overrides:
         if assignment.partition(".")[0] not in {"train", "schedule", "sample"}:
-            raise InputError(f"{assignment}: a resumed run takes train.*, schedule.* and sample.* only; train a new one")
+            raise InputError(
+                f"{assignment}: a resumed run takes train.*, schedule.* and sample.* only; train a new one"
+            )
     written = Run.open(path).recipe
     return check(Recipe, override(written, list(overrides)))
 
@@ -166,8 +167,7 @@ def prepare_data(
     watcher.say(division.describe())
     if tokenizer is None:
         with watcher.phase(f"train the tokenizer ({recipe.tokenizer.name})"), clock("tokenizer"):
-            spec = recipe.tokenizer
-            tokenizer = TOKENIZERS[spec.name].train(division.train_texts(), **spec.settings)
+            tokenizer = train_tokenizer(recipe.tokenizer, division.train_texts())
     with watcher.phase(f"write the shards ({tokenizer.n_vocab:,} tokens in the vocabulary)"), clock("shards"):
         prepared = prepare(division, tokenizer, folder)
     tokenizer.save(folder / "tokenizer.json")
@@ -188,7 +188,9 @@ def reopen_data(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Prepared:
     _, prepared = prepare_data(recipe, folder, watcher=Watcher(), clock=Stopwatch(), tokenizer=tokenizer)
     if prepared.sha256 != run.info["data_sha256"]:
         shutil.rmtree(folder)
-        raise InputError(f"{', '.join(recipe.data.source)} has changed since the run was started: it cannot be resumed exactly")
+        raise InputError(
+            f"{', '.join(recipe.data.source)} has changed since the run was started: it cannot be resumed exactly"
+        )
     return prepared
 
 
@@ -292,6 +294,23 @@ def evaluate_run(run: Run, model: Decoder, prepared: Prepared, step: int, result
             run.add_evaluation(step, name, bits, {"bytes": len(text)})
 
 
+def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
+    """The figures of a finished run, measured again on all of its held-out text; nothing is written."""
+    with Run.open(path) as run:
+        lm = LM.load(path, step=step)
+        recipe = check(Recipe, run.recipe)
+        prepared = reopen_data(recipe, run, lm.tokenizer)
+        loss = held_out_loss(lm.model, validation_batches(prepared.validation, lm.model.context, EVAL_BATCH))
+        text = prepared.validation_text()
+        return {
+            "run": str(run.path),
+            "validation_loss": loss.mean,
+            "perplexity": loss.perplexity,
+            "bits_per_byte": loss.bits_per_byte(len(text)),
+            "compressors": compressor_bits_per_byte(text) if len(text) <= COMPRESSOR_LIMIT else {},
+        }
+
+
 def set_threads(recipe: Recipe) -> None:
     """Use the number of CPU threads that the recipe asks for."""
     if recipe.train.threads:
@@ -319,7 +338,12 @@ def git_commit() -> str | None:
     """The commit that the working folder is at; None outside of a repository or without git."""
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True, env={**os.environ, "LC_ALL": "C"}
+            ["git", "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+            env={**os.environ, "LC_ALL": "C"},
         )
     except (OSError, subprocess.SubprocessError):
         return None

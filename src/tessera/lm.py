@@ -5,8 +5,8 @@
 >>> history = lm.fit(["hello world", "how are you", "i am a bot"], epochs=5, lr=0.01)
 >>> text = lm.generate("hel", max_tokens=10)
 
-An LM is a decoder and its tokenizer, held together. It trains in the same loop as every run, and what it saves is a run:
-`LM.load` opens what `tessera train` made, and `tessera generate` opens what `LM.save` wrote.
+An LM is a decoder and its tokenizer, held together. It trains in the same loop as every run, and what it saves is a
+run: `LM.load` opens what `tessera train` made, and `tessera generate` opens what `LM.save` wrote.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,14 +18,12 @@ import torch
 from tessera import __version__
 from tessera.config import Spec, build, check
 from tessera.data.rows import DocumentRows
-from tessera.errors import InputError
 from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
 from tessera.model.decoder import Decoder, DecoderSettings
 from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.optim.schedule import SCHEDULES
-from tessera.recipe import Recipe
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, load_vocabulary, tokenizer_from_json, train_tokenizer
 from tessera.train.trainer import Progress, Trainer, TrainSettings
@@ -52,8 +50,8 @@ class LM:
     ) -> "LM":
         """An untrained model whose vocabulary comes from `text`, or from the file or URL `vocab`.
 
-        `tokenizer` is a kind ("char", "word", "byte", "bpe") or a spec with its settings; all other keywords are the model's
-        (`DecoderSettings`): `d_model`, `n_layers`, `n_heads`, `d_ff`, `context`, `attention`, ...
+        `tokenizer` is a kind ("char", "word", "byte", "bpe") or a spec with its settings; all other keywords are the
+        model's (`DecoderSettings`): `d_model`, `n_layers`, `n_heads`, `d_ff`, `context`, `attention`, ...
         """
         shape = check(DecoderSettings, settings)
         if vocab is not None:
@@ -142,7 +140,7 @@ class LM:
         return dict(ranked[:top])
 
     def save(self, path: str | Path, *, store: str = "files") -> None:
-        """Write a run with the weights and the vocabulary; with `store="sqlite"` the one file `run.db` in it is enough."""
+        """Write a run with weights and vocabulary; with `store="sqlite"` the one file `run.db` in it is enough."""
         recipe = {"model": self.settings.model_dump(mode="json"), "store": store}
         run = Run.create(
             Path(path),
@@ -160,7 +158,7 @@ class LM:
     def load(
         cls, path: str | Path, *, step: int | None = None, device: str = "cpu", say: Callable[[str], None] | None = None
     ) -> "LM":
-        """The model in a run: the newest checkpoint that verifies, or `step`. `say` is told of each one that was skipped."""
+        """The model in a run: the newest checkpoint that verifies, or `step`; `say` is told of each that was skipped."""
         run = Run.open(Path(path))
         tokenizer = tokenizer_from_json(run.tokenizer_json)
         settings = check(DecoderSettings, run.recipe["model"])

@@ -1,7 +1,7 @@
 """What a recipe will need, before it starts: parameters, memory, tokens, and how long.
 
-The sizes are counted, not measured: the model is built on the `meta` device, which takes no memory. The time is an estimate
-from the usual 6 multiply-add FLOPs a parameter and token (Kaplan et al. 2020, "Scaling Laws for Neural Language Models",
+The sizes are counted, not measured: the model is built on the `meta` device, which takes no memory. The time is an
+estimate from the usual 6 FLOPs a parameter and token (Kaplan et al. 2020, "Scaling Laws for Neural Language Models",
 section 2.1), with the attention's own part added, over a measured matrix product on this machine.
 """
 
@@ -71,7 +71,7 @@ def expected_vocabulary(recipe: Recipe) -> int:
     """The vocabulary size that the tokenizer's settings ask for; 256 where only the text decides it (`char`)."""
     settings = recipe.tokenizer.settings
     if "vocab_size" in settings:
-        return int(settings["vocab_size"]) + 1
+        return int(settings["vocab_size"])
     return TOKENIZERS["byte"].train([]).n_vocab
 
 
@@ -88,8 +88,8 @@ def _states_per_parameter(recipe: Recipe, model: Decoder) -> int:
 def _activations_per_token(recipe: Recipe, n_vocab: int) -> int:
     """Numbers kept for the backward pass, per token: a round count of each block's inputs and outputs.
 
-    Residual and norms 6 x width, attention 5 x width (q, k, v, mixed, out), feed-forward 3 x its inner width; logits only a
-    chunk at a time. Measured peaks are within a factor of 1.5 of it.
+    Residual and norms 6 x width, attention 5 x width (q, k, v, mixed, out), feed-forward 3 x its inner width; logits
+    only a chunk at a time.
     """
     shape = recipe.model
     d_ff = shape.d_ff or 4 * shape.d_model

@@ -1,7 +1,7 @@
 """The root settings: one recipe says a whole run, and builds every part of it.
 
-Each room owns its own settings; only this file knows them all. A recipe is checked to the last piece when it is read, so
-that a long run does not stop at a typing mistake in its last step.
+Each room owns its own settings; only this file knows them all. A recipe is checked to the last piece when it is read,
+so that a long run does not stop at a typing mistake in its last step.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,14 +23,14 @@ from tessera.objectives import OBJECTIVES
 from tessera.objectives.objective import Objective
 from tessera.optim import OPTIMIZERS, groups
 from tessera.optim.schedule import SCHEDULES
-from tessera.tokenizers import TOKENIZERS
+from tessera.tokenizers import check_tokenizer
 from tessera.train.trainer import TrainSettings
 
 
 class SampleSettings(Settings):
     """What is written while training and at its end, to be looked at."""
 
-    prompts: list[str] = [""]
+    prompts: tuple[str, ...] = ("",)
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95, max_tokens=120)
 
 
@@ -42,7 +42,7 @@ class Recipe(Settings):
     store: Literal["files", "sqlite"] = "files"
     data: DataSettings
     tokenizer: Spec = Spec("bpe", {"vocab_size": 4096})
-    model: DecoderSettings = DecoderSettings()
+    model: DecoderSettings = Field(default_factory=DecoderSettings)
     objective: Spec = Spec("next-token")
     optimizer: Spec = Spec("adamw", {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1})
     schedule: Spec = Spec("cosine", {"warmup": 100, "floor": 0.1})
@@ -52,8 +52,7 @@ class Recipe(Settings):
     @field_validator("tokenizer")
     @classmethod
     def _tokenizer(cls, spec: Spec) -> Spec:
-        train = {name: kind.train for name, kind in TOKENIZERS.items()}
-        return check_spec(train, spec, "tokenizer", given=("texts",))
+        return check_tokenizer(spec)
 
     @field_validator("objective")
     @classmethod
@@ -109,7 +108,11 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        if isinstance(old, Mapping) and isinstance(value, Mapping) and old.get("name") == value.get("name", old.get("name")):
+        if (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and old.get("name") == value.get("name", old.get("name"))
+        ):
             result[key] = _merged(old, value)
         else:
             result[key] = value

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import tessera.data.prepare as room
 from tessera.data.documents import Document, read_documents
-from tessera.data.prepare import Prepared, prepare, stats
+from tessera.data.prepare import Prepared, divide, prepare, stats
 from tessera.data.shards import Shard
 from tessera.errors import DamagedError, InputError, SettingError, StorageError
 from tessera.tokenizers import TOKENIZERS
@@ -19,6 +19,10 @@ BYTE = TOKENIZERS["byte"].train([])
 
 def numbered(n, size=20):
     return [Document(name=f"d{i}", text=f"{i:04d} " * (size // 5), source="s") for i in range(n)]
+
+
+def prepared_from(documents, tokenizer, folder, *, progress=None, **settings):
+    return prepare(divide(documents, **settings), tokenizer, folder, progress=progress)
 
 
 def names(folder):
@@ -45,7 +49,7 @@ def split_ids(shard):
 )
 def test_each_document_is_in_one_shard_whole_and_in_order(tmp_path, texts, split, validation):
     documents = [Document(name=str(i), text=text) for i, text in enumerate(texts)]
-    prepared = prepare(documents, BYTE, tmp_path / "d", validation=validation, split=split)
+    prepared = prepared_from(documents, BYTE, tmp_path / "d", validation=validation, split=split)
     train, held = split_ids(prepared.train), split_ids(prepared.validation)
     assert not set(train) & set(held)
     assert train
@@ -62,7 +66,7 @@ def test_each_document_is_in_one_shard_whole_and_in_order(tmp_path, texts, split
 
 def test_one_document_is_cut_at_a_line_end(tmp_path):
     text = "".join(f"line {i}\n" for i in range(100))
-    prepared = prepare([Document(name="a", text=text)], BYTE, tmp_path / "d", validation=0.2)
+    prepared = prepared_from([Document(name="a", text=text)], BYTE, tmp_path / "d", validation=0.2)
     (train,), (held,) = split_ids(prepared.train), split_ids(prepared.validation)
     assert train + held == text.encode()
     assert train.endswith(b"\n")
@@ -70,13 +74,13 @@ def test_one_document_is_cut_at_a_line_end(tmp_path):
     assert (prepared.split, prepared.held_out) == ("tail", ["a (end)"])
     assert prepared.held_out_share == len(held) / len(text)
     with pytest.raises(InputError, match="split = 'tail'"):
-        prepare([Document(name="a", text=text)], BYTE, tmp_path / "e", split="documents")
+        prepared_from([Document(name="a", text=text)], BYTE, tmp_path / "e", split="documents")
     assert not (tmp_path / "e").exists()
 
 
 def test_meta_and_counts_say_what_is_there(tmp_path):
     documents = [*numbered(40), Document(name="other", text="é" * 50, source="t")]
-    prepared = prepare(documents, BYTE, tmp_path, validation=0.25, seed=3)
+    prepared = prepared_from(documents, BYTE, tmp_path, validation=0.25, seed=3)
     again = Prepared.open(tmp_path, fingerprint=BYTE.fingerprint, verify=True)
     assert again == prepared
     for part, shard in (("train", prepared.train), ("validation", prepared.validation)):
@@ -93,29 +97,47 @@ def test_meta_and_counts_say_what_is_there(tmp_path):
 
 
 def test_the_seed_decides_the_split_and_nothing_else_does(tmp_path, monkeypatch):
-    first = prepare(numbered(50), BYTE, tmp_path / "a", seed=1)
+    first = prepared_from(numbered(50), BYTE, tmp_path / "a", seed=1)
     monkeypatch.setattr(room, "GROUP_BYTES", 50)
-    assert prepare(iter(numbered(50)), BYTE, tmp_path / "b", seed=1).sha256 == first.sha256
-    assert prepare(numbered(50), BYTE, tmp_path / "c", seed=2).sha256 != first.sha256
+    assert prepared_from(iter(numbered(50)), BYTE, tmp_path / "b", seed=1).sha256 == first.sha256
+    assert prepared_from(numbered(50), BYTE, tmp_path / "c", seed=2).sha256 != first.sha256
 
 
 def test_the_tokenizers_of_lossy_kinds_keep_the_held_out_text(tmp_path):
     documents = [Document(name=str(i), text=f"Word {i}, WORD!") for i in range(20)]
     word = TOKENIZERS["word"].train([document.text for document in documents])
-    prepared = prepare(documents, word, tmp_path)
+    prepared = prepared_from(documents, word, tmp_path)
     held = [documents[int(name)].text for name in prepared.held_out]
     assert prepared.validation_text().decode() == "".join(held)
+
+
+def test_a_tokenizer_sees_nothing_that_is_held_out(tmp_path):
+    documents = numbered(50)
+    division = divide(documents, seed=4)
+    prepared = prepare(division, BYTE, tmp_path)
+    texts = list(division.train_texts())
+    assert [text.encode() for text in texts] == split_ids(prepared.train)
+    assert prepared.held_out == [document.name for document in documents if document.text not in texts]
+
+
+def test_a_division_is_described_in_a_line():
+    assert divide(numbered(50)).describe() == (
+        "1,000 bytes of text; held out for validation: 5 of 50 documents, 100 bytes (10.0%)"
+    )
+    assert divide([Document(name="a", text="line\n" * 20)]).describe() == (
+        "100 bytes of text; held out for validation: the end of the text, 10 bytes (10.0%)"
+    )
 
 
 def test_progress_reaches_the_total(tmp_path, monkeypatch):
     monkeypatch.setattr(room, "GROUP_BYTES", 100)
     calls = []
-    prepare(numbered(20), BYTE, tmp_path, progress=lambda done, total: calls.append((done, total)))
+    prepared_from(numbered(20), BYTE, tmp_path, progress=lambda done, total: calls.append((done, total)))
     assert calls == [(done, 400) for done in range(100, 500, 100)]
 
 
 def test_a_full_disk_leaves_what_was_prepared_before(tmp_path, monkeypatch):
-    before = prepare(numbered(20), BYTE, tmp_path / "d")
+    before = prepared_from(numbered(20), BYTE, tmp_path / "d")
     fsync, calls = os.fsync, []
 
     def full_at_the_third(descriptor):
@@ -128,15 +150,15 @@ def test_a_full_disk_leaves_what_was_prepared_before(tmp_path, monkeypatch):
         calls.clear()
         with monkeypatch.context() as patch, pytest.raises(StorageError, match="No space left"):
             patch.setattr(os, "fsync", full_at_the_third)
-            prepare(numbered(30), BYTE, folder)
+            prepared_from(numbered(30), BYTE, folder)
     assert Prepared.open(tmp_path / "d", verify=True) == before
     assert names(tmp_path / "d") == sorted(room.FILES)
     assert not (tmp_path / "new").exists()
 
 
 def test_shards_of_two_preparations_do_not_pass_for_one(tmp_path):
-    prepare(numbered(20), BYTE, tmp_path / "a", seed=1)
-    prepare(numbered(20), BYTE, tmp_path / "b", seed=2)
+    prepared_from(numbered(20), BYTE, tmp_path / "a", seed=1)
+    prepared_from(numbered(20), BYTE, tmp_path / "b", seed=2)
     (tmp_path / "a" / "train.bin").replace(tmp_path / "b" / "train.bin")
     with pytest.raises(DamagedError, match=r"train\.bin is damaged: it is not the file that meta\.json describes"):
         Prepared.open(tmp_path / "b")
@@ -144,14 +166,14 @@ def test_shards_of_two_preparations_do_not_pass_for_one(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"version": 1, "counts": 3}'])
 def test_a_damaged_meta_is_named(tmp_path, content):
-    prepare(numbered(20), BYTE, tmp_path)
+    prepared_from(numbered(20), BYTE, tmp_path)
     (tmp_path / "meta.json").write_text(content)
     with pytest.raises(DamagedError, match=r"meta\.json"):
         Prepared.open(tmp_path)
 
 
 def test_altered_held_out_text_is_found(tmp_path):
-    prepare(numbered(20), BYTE, tmp_path)
+    prepared_from(numbered(20), BYTE, tmp_path)
     with (tmp_path / "validation.txt").open("ab") as file:
         file.write(b"x")
     with pytest.raises(DamagedError, match=r"validation\.txt"):
@@ -160,12 +182,12 @@ def test_altered_held_out_text_is_found(tmp_path):
 
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(InputError, match="no text"):
-        prepare([], BYTE, tmp_path / "d")
+        prepared_from([], BYTE, tmp_path / "d")
     with pytest.raises(SettingError, match=r"validation = 0\.5"):
-        prepare(numbered(3), BYTE, tmp_path / "d", validation=0.5)
+        prepared_from(numbered(3), BYTE, tmp_path / "d", validation=0.5)
     with pytest.raises(InputError, match="holds no prepared data"):
         Prepared.open(tmp_path / "d")
-    prepare(numbered(3), BYTE, tmp_path / "d")
+    prepared_from(numbered(3), BYTE, tmp_path / "d")
     with pytest.raises(InputError, match="another tokenizer"):
         Prepared.open(tmp_path / "d", fingerprint="0" * 64)
 
@@ -182,7 +204,7 @@ def test_documents_that_change_between_the_passes_are_refused(tmp_path):
             (path / "y.txt").write_text("longer" * 50)
 
     with pytest.raises(InputError, match=r"y\.txt changed while it was being prepared"):
-        prepare(Changing(), BYTE, tmp_path / "d")
+        prepared_from(Changing(), BYTE, tmp_path / "d")
     assert not (tmp_path / "d").exists()
 
 
@@ -195,7 +217,7 @@ def test_stats_of_sources(tmp_path):
 
 
 def test_a_real_corpus_is_held_out_by_file(tmp_path):
-    prepared = prepare(read_documents(["python-stdlib"]), BYTE, tmp_path, validation=0.05, seed=1337)
+    prepared = prepared_from(read_documents(["python-stdlib"]), BYTE, tmp_path, validation=0.05, seed=1337)
     assert abs(prepared.held_out_share - 0.05) < 0.001
     shard = Shard.open(tmp_path / "validation.bin", verify=True)
     assert np.count_nonzero(shard.tokens == BYTE.end_id) == len(prepared.held_out)

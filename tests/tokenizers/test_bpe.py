@@ -59,15 +59,6 @@ def test_the_textbook_learns_the_wikipedia_example() -> None:
     assert naive.encode("aaabdaaabac") == [258, 100, 258, 97, 99]
 
 
-def test_a_string_that_is_a_token_keeps_its_id() -> None:
-    """abc is first "a" + "bc", then "ab" + "c": one id, so the ranks stay unique."""
-    merges, tokens = learn([b"bc"] * 9 + [b"abc"] * 8 + [b"abd"] * 20, 263)
-    assert len(set(tokens)) == len(tokens)
-    tokenizer = NaiveBpe(merges=[(98, 99), (97, 256), (97, 98), (258, 99)])
-    assert tokenizer.merges == {(98, 99): 256, (97, 256): 257, (97, 98): 258, (258, 99): 257}
-    assert merges[0] == (97, 98)
-
-
 def test_naive_tokens_cross_words_and_regex_tokens_do_not() -> None:
     texts = ["a b a b a b a b"]
     assert b"a b" in dict(NaiveBpe.train(texts, vocab_size=259).vocabulary()).values()
@@ -162,3 +153,5 @@ def test_ranks_must_hold_every_byte_once() -> None:
 def test_merges_must_name_earlier_ids() -> None:
     with pytest.raises(SettingError, match=r"tokenizer\.merges = \(97, 256\)"):
         NaiveBpe(merges=[(97, 256)])
+    with pytest.raises(SettingError, match=r"tokenizer\.merges = \(97, 97\)"):
+        NaiveBpe(merges=[(97, 97), (97, 97)])

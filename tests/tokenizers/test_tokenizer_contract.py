@@ -17,6 +17,7 @@ from tessera.tokenizers import (
     CharTokenizer,
     Tokenizer,
     load_tokenizer,
+    tokenizer_from_json,
     tokenizer_from_state,
     train_tokenizer,
 )
@@ -110,6 +111,7 @@ def test_sparse_specials_survive_a_save(tokenizer: Tokenizer, tmp_path: Path) ->
     sparse.save(path)
     loaded = load_tokenizer(path)
     assert type(loaded) is type(sparse)
+    assert tokenizer_from_json(sparse.to_json()).state() == loaded.state()
     assert loaded.state() == sparse.state()
     assert loaded.fingerprint == sparse.fingerprint != tokenizer.fingerprint
     assert loaded.n_vocab == 70_001
@@ -188,6 +190,8 @@ def test_a_changed_file_is_damaged(tmp_path: Path) -> None:
         load_tokenizer(path)
     with pytest.raises(DamagedError, match="sha256"):
         CharTokenizer.load(path)
+    with pytest.raises(DamagedError, match=r"run\.db is damaged: .*sha256"):
+        tokenizer_from_json(path.read_text(), "run.db")
 
 
 def test_a_save_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

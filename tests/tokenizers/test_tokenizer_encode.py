@@ -24,7 +24,7 @@ def test_any_ranks_give_tiktokens_ids(tokens: list[str], piece: str) -> None:
 def test_a_long_piece_takes_no_quadratic_time() -> None:
     ranks = BYTES | {b"a" * 2**power: 255 + power for power in range(1, 10)}
     start = time.process_time()
-    ids = merge_lowest(b"a" * 200_000, ranks)
-    assert time.process_time() - start < 5  # a scan for each merge would take hours
-    assert len(ids) == 200_000 // 512 + 2
+    ids = merge_lowest(b"a" * 100_000, ranks)
+    assert time.process_time() - start < 5  # a scan for each merge would take minutes and more
+    assert len(ids) == 100_000 // 512 + 2
     assert merge_lowest(b"", ranks) == []

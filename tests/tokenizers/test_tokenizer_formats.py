@@ -2,6 +2,7 @@ import base64
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,14 +25,15 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(RANKS)))
         self.end_headers()
-        if self.path == "/slow":
-            for at in range(20):
-                self.wfile.write(RANKS[at : at + 1])
-                time.sleep(0.05)
-        elif self.path == "/half":
-            self.wfile.write(RANKS[: len(RANKS) // 2])
-        else:
-            self.wfile.write(RANKS)
+        with suppress(ConnectionError):  # a client that has read enough hangs up
+            if self.path == "/slow":
+                for at in range(20):
+                    self.wfile.write(RANKS[at : at + 1])
+                    time.sleep(0.05)
+            elif self.path == "/half":
+                self.wfile.write(RANKS[: len(RANKS) // 2])
+            else:
+                self.wfile.write(RANKS)
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Tests are quiet."""

@@ -22,7 +22,7 @@ def chat(
 ) -> None:
     """Write, and the model goes on from everything written so far.
 
-    A base model knows no roles: it continues the text. What has grown longer than its context is forgotten from the start.
+    A base model knows no roles: it continues the text. What is longer than its context is forgotten from the start.
     """
     from tessera.cli.watch import stream_text
     from tessera.generate.sampling import Sampling

@@ -20,7 +20,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 def prepare(
     sources: Sources,
     out: Annotated[Path, typer.Option("--out", help="The folder to make; `tessera train FOLDER` trains from it.")],
-    recipe: Annotated[Path | None, typer.Option("-c", "--config", help="A recipe: its data and tokenizer are used.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option("-c", "--config", help="A recipe: its data and tokenizer are used.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a tokenizer on text and write both as shards: once, for many runs."""
@@ -88,8 +90,16 @@ def download(
         for known, corpus in CORPORA.items():
             print(f"{known:<20} {corpus.about}")
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console()) as bar:
         task = bar.add_task(name, total=None)
-        path = fetch(name, out, sha256=sha256, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        path = fetch(
+            name, out, sha256=sha256, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
     print(path)

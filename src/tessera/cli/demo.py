@@ -12,11 +12,14 @@ from tessera.cli.console import console
 
 def demo(
     minutes: Annotated[
-        float | None, typer.Option(min=0.2, help="Train for about this long in all; 5 minutes at the most if not given.")
+        float | None,
+        typer.Option(min=0.2, help="Train for about this long in all; 5 minutes at the most if not given."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/demo-N if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Another seed gives another model.")] = 1337,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+    ] = False,
 ) -> None:
     """Train a tokenizer and a small model on the text of Python's standard library, and let it write."""
     out_console = console(quiet=as_json)
@@ -27,7 +30,9 @@ def demo(
 
         recipe, fitted = demo_recipe(minutes, seed=seed)
     watcher = ConsoleWatcher(out_console)
-    out_console.print("[bold]Tessera[/bold]  Python's standard library -> tokenizer -> shards -> model -> samples -> report")
+    out_console.print(
+        "[bold]Tessera[/bold]  Python's standard library -> tokenizer -> shards -> model -> samples -> report"
+    )
     watcher.say(fitted)
     result = job.train(recipe, out, watcher=watcher, measure=measure_python_share)
     show_result(out_console, result)

@@ -22,7 +22,7 @@ def evaluate(
         print(json.dumps(result))
         return
     out = console()
-    out.print(f"step {result['step']:,}  validation loss {result['validation_loss']:.4f} nats a token")
+    out.print(f"validation loss {result['validation_loss']:.4f} nats a token")
     for name in ("bits_per_byte", *result["compressors"]):
         bits = result["compressors"].get(name, result["bits_per_byte"])
         out.print(f"  {'this model' if name == 'bits_per_byte' else name:<12} {bits:.4f} bits per byte")

@@ -13,10 +13,14 @@ def generate(
     run: Annotated[Path, typer.Argument(help="A run: its folder or its run.db.")],
     prompt: Annotated[str, typer.Option("-p", "--prompt", help="What to go on from; empty begins a document.")] = "",
     max_tokens: Annotated[int, typer.Option(help="The most tokens to add.")] = 200,
-    temperature: Annotated[float, typer.Option(help="Below 1 is bolder, above 1 more varied, 0 always the likeliest.")] = 0.8,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 is bolder, above 1 more varied, 0 always the likeliest.")
+    ] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw from the fewest tokens that hold this share.")] = None,
-    min_p: Annotated[float | None, typer.Option(help="Draw from tokens at least this share as likely as the likeliest.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw from tokens at least this share as likely as the likeliest.")
+    ] = None,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1 avoids tokens that have occurred.")] = 1.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends the answer; may be repeated.")] = None,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli.console import console, duration, size
-from tessera.cli.watch import ConsoleWatcher, show_result
 from tessera.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def train(
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files, folders, globs or named corpora to learn from (.txt .md .py .jsonl, .gz of each), and a.b=c overrides.",
+            help="Files, folders, globs or named corpora (.txt .md .py .jsonl, .gz of each), and a.b=c overrides.",
             show_default=False,
         ),
     ] = None,
@@ -36,13 +35,20 @@ def train(
     step: Annotated[int | None, typer.Option(help="With --resume: from this checkpoint.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need and stop.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
+    ] = False,
 ) -> None:
     """Train a model on text.
 
-    [bold]tessera train my.txt[/bold]   [bold]tessera train -c recipe.toml train.steps=500[/bold]   [bold]tessera train --resume runs/run-1[/bold]
+    [bold]tessera train my.txt[/bold]
+
+    [bold]tessera train -c recipe.toml train.steps=500[/bold]
+
+    [bold]tessera train --resume runs/run-1[/bold]
     """
     from tessera import job
+    from tessera.cli.watch import ConsoleWatcher, show_result
     from tessera.recipe import load_recipe
 
     sources, overrides = split_inputs(inputs or [])
@@ -107,7 +113,9 @@ def show_plan(recipe: "Recipe", *, as_json: bool) -> None:
         print(json.dumps({**plan.__dict__, "memory": plan.memory}))
         return
     out = console()
-    out.print(f"model       {plan.n_params:,} parameters, {plan.n_embedding_params:,} of them the token table ({plan.n_vocab:,} tokens)")
+    out.print(
+        f"model       {plan.n_params:,} parameters, {plan.n_embedding_params:,} of them the token table ({plan.n_vocab:,} tokens)"
+    )
     out.print(
         f"memory      about {size(plan.memory)}: weights {size(plan.weights)}, gradients {size(plan.gradients)}, "
         f"optimizer {size(plan.optimizer)}, activations about {size(plan.activations)}"

@@ -56,7 +56,8 @@ def show_result(out: Console, result: Result) -> None:
     out.print(f"\n[bold]Run[/bold] {path}  (report: {path / 'report.html'})")
     if result.loss is not None and result.bits_per_byte is not None:
         out.print(
-            f"validation loss {result.loss.mean:.4f} nats a token, [bold]{result.bits_per_byte:.4f} bits per byte[/bold]"
+            f"validation loss {result.loss.mean:.4f} nats a token, "
+            f"[bold]{result.bits_per_byte:.4f} bits per byte[/bold]"
         )
     for name, bits in result.compressors.items():
         out.print(f"  {name:<8} {bits:.4f} bits per byte for the same text")

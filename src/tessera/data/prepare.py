@@ -5,8 +5,8 @@
                                 divides by, and that another compressor can be given
     meta.json                   what is in them, with their sha256
 
-The first pass over the documents only measures them and decides what is held out; the second encodes them in groups.
-So memory holds a group of documents, not the corpus.
+The first pass over the documents (`divide`) only measures them and decides what is held out, so that a tokenizer can be
+trained on the rest; the second (`prepare`) encodes them in groups. Memory holds a group of documents, not the corpus.
 """
 
 import hashlib
@@ -114,39 +114,82 @@ class Prepared:
         return text
 
 
-def prepare(
-    documents: Iterable[Document],
-    tokenizer: Tokenizer,
-    folder: str | Path,
-    *,
-    validation: float = 0.1,
-    split: Split = "auto",
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Prepared:
-    """Encode `documents` into `folder`, about `validation` of their bytes held out; `progress(bytes done, of)`.
+@dataclass(frozen=True, eq=False)
+class Division:
+    """Documents, and which of them are held out: what the first pass over them found."""
 
-    Each document is closed by the tokenizer's end token if it has one. `documents` is gone through twice: what
-    `read_documents` gives, or a list; an iterator is gathered into a list first. If anything fails, the folder is as it
-    was before.
+    documents: Iterable[Document]
+    sizes: np.ndarray
+    """Each document's bytes."""
+    held: np.ndarray
+    """Whether each document is held out."""
+    split: Literal["documents", "tail"]
+    settings: dict[str, Any]
+    """The share and the seed that were asked for."""
+
+    def __iter__(self) -> Iterator[tuple[Document, bytes, bool]]:
+        """Each document with its bytes and whether it is held out, as long as it is the one that was measured."""
+        number = 0
+        for document in self.documents:
+            text = document.text.encode("utf-8")
+            if number >= len(self.sizes) or len(text) != self.sizes[number]:
+                raise InputError(f"{document.name} changed while it was being prepared: try again")
+            yield document, text, bool(self.held[number])
+            number += 1
+        if number != len(self.sizes):
+            raise InputError(f"{len(self.sizes) - number} documents were gone when they were read again: try again")
+
+    def train_texts(self) -> Iterator[str]:
+        """The texts to learn from: what a tokenizer may see."""
+        return (document.text for document, _, held in self if not held)
+
+    def describe(self) -> str:
+        """One line for a person."""
+        n_bytes, held = int(self.sizes.sum()), int(self.sizes[self.held].sum())
+        if len(self.sizes) == 2 and self.split == "tail":
+            what = "the end of the text"
+        else:
+            what = f"{int(self.held.sum()):,} of {len(self.sizes):,} documents"
+        return f"{n_bytes:,} bytes of text; held out for validation: {what}, {held:,} bytes ({held / n_bytes:.1%})"
+
+
+def divide(documents: Iterable[Document], *, validation: float = 0.1, split: Split = "auto", seed: int = 0) -> Division:
+    """Measure `documents` and hold out about `validation` of their bytes.
+
+    `documents` is gone through more than once: what `read_documents` gives, or a list; an iterator is gathered into a
+    list first. A single document is cut into two at a line end, unless `split` is "documents".
     """
     if not 0 < validation < 0.5:
         raise SettingError("validation", validation, "a number between 0 and 0.5")
+    settings = {"validation": validation, "seed": seed}
     documents = list(documents) if isinstance(documents, Iterator) else documents
     sizes, digests = _measure(documents)
-    if len(sizes) == 1 and split != "documents":
-        documents = cut_tail(next(iter(documents)), share=validation)
-        sizes, mask, used = _measure(documents)[0], np.array([False, True]), "tail"
-    elif len(sizes) == 1:
+    if len(sizes) > 1:
+        held = held_out(sizes, digests, share=validation, split=split, seed=seed)
+        return Division(documents, sizes, held, "tail" if split == "tail" else "documents", settings)
+    if split == "documents":
         raise InputError("one document cannot be split by documents: give more, or set split = 'tail'")
-    else:
-        mask = held_out(sizes, digests, share=validation, split=split, seed=seed)
-        used = "tail" if split == "tail" else "documents"
-    report = _reporter(progress, int(sizes.sum()))
+    parts = cut_tail(next(iter(documents)), share=validation)
+    return Division(parts, _measure(parts)[0], np.array([False, True]), "tail", settings)
+
+
+def prepare(
+    division: Division,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+) -> Prepared:
+    """Encode the divided documents into `folder`; `progress(bytes done, of)`.
+
+    Each document is closed by the tokenizer's end token if it has one. If anything fails, the folder is as it was
+    before.
+    """
+    report = _reporter(progress, int(division.sizes.sum()))
     with _staging(Path(folder)) as staging:
-        meta = _encode(_checked(documents, sizes), mask, tokenizer, staging, report)
-        meta |= {"version": META_VERSION, "tokenizer": tokenizer.fingerprint, "split": used}
-        meta |= {"seed": seed, "validation": validation}
+        meta = _encode(division, tokenizer, staging, report)
+        meta |= {"version": META_VERSION, "tokenizer": tokenizer.fingerprint, "split": division.split}
+        meta |= division.settings
         write_bytes_atomic(staging / "meta.json", to_json(meta).encode())
     return Prepared.open(folder, fingerprint=tokenizer.fingerprint)
 
@@ -188,44 +231,25 @@ def _measure(documents: Iterable[Document]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(sizes, dtype=np.int64), np.array(digests, dtype=np.uint64)
 
 
-def _checked(documents: Iterable[Document], sizes: np.ndarray) -> Iterator[tuple[Document, bytes]]:
-    """The documents with their bytes, as long as they are still those that were measured."""
-    number = 0
-    for document in documents:
-        text = document.text.encode("utf-8")
-        if number >= len(sizes) or len(text) != sizes[number]:
-            raise InputError(f"{document.name} changed while it was being prepared: try again")
-        number += 1
-        yield document, text
-    if number != len(sizes):
-        raise InputError(f"{len(sizes) - number} documents were gone when they were read again: try again")
-
-
 def _reporter(progress: Callable[[int, int], None] | None, total: int) -> Callable[[int], None]:
     return (lambda done: progress(done, total)) if progress else lambda done: None
 
 
-def _groups(documents: Iterable[tuple[Document, bytes]]) -> Iterator[list[tuple[Document, bytes]]]:
+def _groups(division: Division) -> Iterator[list[tuple[Document, bytes, bool]]]:
     """Consecutive documents of GROUP_BYTES in all, or a little more, to be encoded together."""
-    group: list[tuple[Document, bytes]] = []
-    held = 0
-    for document, text in documents:
-        group.append((document, text))
-        held += len(text)
-        if held >= GROUP_BYTES:
+    group: list[tuple[Document, bytes, bool]] = []
+    n_bytes = 0
+    for document, text, held in division:
+        group.append((document, text, held))
+        n_bytes += len(text)
+        if n_bytes >= GROUP_BYTES:
             yield group
-            group, held = [], 0
+            group, n_bytes = [], 0
     if group:
         yield group
 
 
-def _encode(
-    documents: Iterable[tuple[Document, bytes]],
-    mask: np.ndarray,
-    tokenizer: Tokenizer,
-    folder: Path,
-    report: Callable[[int], None],
-) -> dict[str, Any]:
+def _encode(division: Division, tokenizer: Tokenizer, folder: Path, report: Callable[[int], None]) -> dict[str, Any]:
     """Write the two shards and the held-out text; what `meta.json` says of them."""
     counts = {part: Counts() for part in PARTS}
     sources: dict[str, Counts] = {}
@@ -238,11 +262,10 @@ def _encode(
         ShardWriter(folder / "validation.bin", n_vocab=n_vocab, fingerprint=fingerprint) as validation,
         ShardWriter(folder / "train.bin", n_vocab=n_vocab, fingerprint=fingerprint) as train,
     ):
-        number = done = 0
-        for group in _groups(documents):
-            encoded = tokenizer.encode_batch([document.text for document, _ in group])
-            for (document, text), ids in zip(group, encoded, strict=True):
-                held = bool(mask[number])
+        done = 0
+        for group in _groups(division):
+            encoded = tokenizer.encode_batch([document.text for document, _, _ in group])
+            for (document, text, held), ids in zip(group, encoded, strict=True):
                 writer, part = (validation, "validation") if held else (train, "train")
                 writer.write(ids)
                 writer.write(end)
@@ -253,7 +276,7 @@ def _encode(
                     text_file.write(text)
                     digest.update(text)
                     names.append(document.name)
-                number, done = number + 1, done + len(text)
+                done += len(text)
             report(done)
     return {
         "counts": {part: asdict(counts[part]) for part in PARTS},

@@ -1,7 +1,7 @@
-"""Short texts -> batches: each text is a row of its own, padded, so that none is learned as the other's continuation.
+"""Short texts -> batches: each text is a row of its own, padded, so that none is learned as another's continuation.
 
-`tessera.data.batches` cuts one long row of tokens into windows, which is right for a corpus; here are the rows for a handful
-of sentences. A text longer than the context becomes several rows, each token after its first a target once.
+`tessera.data.batches` cuts one long row of tokens into windows, which is right for a corpus; here are the rows for a
+handful of sentences. A text longer than the context becomes several rows, each token after its first a target once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from tessera.errors import InputError
 
 
 class DocumentRows:
-    """Each row once an epoch, in an order that (seed, epoch) decides, without end; the last batch of an epoch may be short.
+    """Each row once an epoch, in an order that (seed, epoch) decides, without end; an epoch's last batch may be short.
 
     With `end_id` each text is closed by it, so that the model learns where texts end.
     """

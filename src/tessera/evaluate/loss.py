@@ -1,7 +1,7 @@
 """Held-out loss, and bits per byte: the figure that compares across tokenizers.
 
-bits per byte = (sum of -log2 p(token)) / (bytes of the text). A general compressor's output size gives the same figure for
-the same bytes, so that a model and `xz` stand on one scale.
+bits per byte = (sum of -log2 p(token)) / (bytes of the text). A general compressor's output size gives the same figure
+for the same bytes, so that a model and `xz` stand on one scale.
 """
 
 import bz2
@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from tessera.data.batches import Batch
 from tessera.errors import InputError
+from tessera.model.decoder import Decoder
 from tessera.ops.loss import linear_cross_entropy
 
 
@@ -39,7 +39,7 @@ class HeldOutLoss:
         return self.nats / math.log(2) / n_bytes
 
 
-def held_out_loss(model: nn.Module, batches: Iterable[Batch], *, max_tokens: int | None = None) -> HeldOutLoss:
+def held_out_loss(model: Decoder, batches: Iterable[Batch], *, max_tokens: int | None = None) -> HeldOutLoss:
     """The loss of `model` over `batches`, in evaluation mode; stops after `max_tokens` targets."""
     was_training = model.training
     device = next(model.parameters()).device

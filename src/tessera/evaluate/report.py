@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from tessera.config import flat
 from tessera.store.files import write_bytes_atomic
 from tessera.store.run import Run
 
@@ -16,19 +16,32 @@ Curve = Sequence[tuple[int, float]]
 
 _STYLE = """
 :root{--ink:#1d2433;--soft:#5d6880;--line:#e3e7ef;--paper:#fff;--tile:#f6f8fb;--mark:#1f6feb}
-@media (prefers-color-scheme:dark){:root{--ink:#e6eaf2;--soft:#9aa6bd;--line:#2a3242;--paper:#11151d;--tile:#181e29;--mark:#6ea8fe}
+@media (prefers-color-scheme:dark){:root{--ink:#e6eaf2;--soft:#9aa6bd;--line:#2a3242;--paper:#11151d;--tile:#181e29;
+  --mark:#6ea8fe}
 figure svg{filter:invert(.9) hue-rotate(180deg)}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:62rem;padding:2.5rem 1.5rem;background:var(--paper);color:var(--ink);
-font:16px/1.55 system-ui,sans-serif}h1{font-size:1.7rem;margin:0}h2{font-size:1.15rem;margin:2.4rem 0 .8rem}
-.soft{color:var(--soft)}.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.8rem;margin:1.6rem 0}
-.tile{background:var(--tile);border:1px solid var(--line);border-radius:.6rem;padding:.9rem 1.1rem}.tile b{display:block;
-font-size:1.55rem;font-weight:650;font-variant-numeric:tabular-nums}.bar{display:grid;grid-template-columns:9rem 1fr 5rem;gap:.8rem;
-align-items:center;margin:.35rem 0;font-variant-numeric:tabular-nums}.bar i{display:block;height:.9rem;border-radius:.25rem;
-background:var(--line)}.bar.own i{background:var(--mark)}pre{background:var(--tile);border:1px solid var(--line);
-border-radius:.6rem;padding:1rem;overflow-x:auto;font:13px/1.5 ui-monospace,monospace;white-space:pre-wrap}
-pre em{color:var(--mark);font-style:normal}table{border-collapse:collapse;width:100%;font-size:.9rem}
-td{border-bottom:1px solid var(--line);padding:.3rem .6rem .3rem 0;vertical-align:top}td:last-child{font-family:ui-monospace,monospace;
-overflow-wrap:anywhere}figure{margin:0}svg{max-width:100%;height:auto}details{margin:.6rem 0}summary{cursor:pointer}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:62rem;padding:2.5rem 1.5rem;background:var(--paper);color:var(--ink);
+  font:16px/1.55 system-ui,sans-serif}
+h1{font-size:1.7rem;margin:0}
+h2{font-size:1.15rem;margin:2.4rem 0 .8rem}
+.soft{color:var(--soft)}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(11rem,1fr));gap:.8rem;margin:1.6rem 0}
+.tile{background:var(--tile);border:1px solid var(--line);border-radius:.6rem;padding:.9rem 1.1rem}
+.tile b{display:block;font-size:1.55rem;font-weight:650;font-variant-numeric:tabular-nums}
+.bar{display:grid;grid-template-columns:9rem 1fr 5rem;gap:.8rem;align-items:center;margin:.35rem 0;
+  font-variant-numeric:tabular-nums}
+.bar i{display:block;height:.9rem;border-radius:.25rem;background:var(--line)}
+.bar.own i{background:var(--mark)}
+pre{background:var(--tile);border:1px solid var(--line);border-radius:.6rem;padding:1rem;overflow-x:auto;
+  font:13px/1.5 ui-monospace,monospace;white-space:pre-wrap}
+pre em{color:var(--mark);font-style:normal}
+table{border-collapse:collapse;width:100%;font-size:.9rem}
+td{border-bottom:1px solid var(--line);padding:.3rem .6rem .3rem 0;vertical-align:top}
+td:last-child{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
+figure{margin:0}
+svg{max-width:100%;height:auto}
+details{margin:.6rem 0}
+summary{cursor:pointer}
 """
 
 
@@ -55,7 +68,7 @@ def render(run: Run) -> str:
         f"<h2>Loss</h2><figure>{curves(run)}</figure>",
         _samples(run),
         _bars("Where the time went", run.info.get("seconds") or {}, "s"),
-        _table("Settings", dict(_flat(run.recipe))),
+        _table("Settings", dict(flat(run.recipe))),
         _table("Made with", {name: value for name, value in run.info.items() if name != "seconds"}),
     ]
     return (
@@ -66,12 +79,12 @@ def render(run: Run) -> str:
 
 def curves(run: Run) -> str:
     """Training and validation loss over the steps, as an SVG."""
-    figure = loss_figure({"training": smoothed(run.metrics("loss")), "validation": run.metrics("validation_loss")})
-    return svg(figure)
+    named = {"training": smoothed(run.metrics("loss")), "validation": run.metrics("validation_loss")}
+    return svg(metric_figure(named, "loss (nats a token)"))
 
 
-def loss_figure(named_curves: Mapping[str, Curve]) -> Figure:
-    """A figure of loss curves over steps; a curve of few points is drawn with its points."""
+def metric_figure(named_curves: Mapping[str, Curve], label: str) -> Figure:
+    """A figure of curves over steps; a curve of few points is drawn with its points."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in named_curves.items():
@@ -79,7 +92,7 @@ def loss_figure(named_curves: Mapping[str, Curve]) -> Figure:
             steps, values = zip(*curve, strict=True)
             axes.plot(steps, values, label=name, linewidth=1.6, marker="o" if len(curve) < 40 else None, markersize=3.5)
     axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel(label)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.lines:
@@ -90,8 +103,15 @@ def loss_figure(named_curves: Mapping[str, Curve]) -> Figure:
 def svg(figure: Figure) -> str:
     """A figure as an inline SVG element with a transparent ground."""
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None}, transparent=True)
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as .svg or .png."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)
+    write_bytes_atomic(path, buffer.getvalue())
 
 
 def smoothed(curve: Curve, *, points: int = 300) -> list[tuple[int, float]]:
@@ -164,14 +184,3 @@ def _sample(sample: Any) -> str:
 def _table(title: str, values: Mapping[str, Any]) -> str:
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>" for k, v in values.items())
     return f"<h2>{title}</h2><table>{rows}</table>"
-
-
-def _flat(content: Mapping[str, Any], path: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as (a.b, value)."""
-    result: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            result += _flat(value, f"{path}{key}.")
-        else:
-            result.append((f"{path}{key}", value))
-    return result

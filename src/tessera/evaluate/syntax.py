@@ -11,7 +11,8 @@ _STATEMENT = re.compile(r"^(?=[^\s#)\]}])", re.MULTILINE)
 def complete_part(snippet: str) -> str:
     """`snippet` without its last top-level statement, which the end of sampling may have cut in two.
 
-    A statement starts at a line that is neither blank, indented, a comment nor a closing bracket. What is left may be empty.
+    A statement starts at a line that is neither blank, indented, a comment nor a closing bracket. What is left may be
+    empty.
     """
     starts = [match.start() for match in _STATEMENT.finditer(snippet)]
     return snippet[: starts[-1]] if starts else ""

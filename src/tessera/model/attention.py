@@ -72,7 +72,12 @@ class GroupedQueryAttention(nn.Module):
 
     def new_cache(self, batch_size: int, length: int, dtype: torch.dtype, device: torch.device) -> LayerCache:
         return LayerCache(
-            batch_size=batch_size, n_kv_heads=self.n_kv_heads, length=length, d_head=self.d_head, dtype=dtype, device=device
+            batch_size=batch_size,
+            n_kv_heads=self.n_kv_heads,
+            length=length,
+            d_head=self.d_head,
+            dtype=dtype,
+            device=device,
         )
 
 

@@ -14,7 +14,14 @@ class LayerCache:
     """The keys and values of one attention layer."""
 
     def __init__(
-        self, *, batch_size: int, n_kv_heads: int, length: int, d_head: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        *,
+        batch_size: int,
+        n_kv_heads: int,
+        length: int,
+        d_head: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
     ) -> None:
         self._keys_BGSK = torch.zeros(batch_size, n_kv_heads, length, d_head, dtype=dtype, device=device)
         self._values_BGSK = torch.zeros_like(self._keys_BGSK)

@@ -8,7 +8,7 @@ initialisation. GPT-2 and Llama are two settings of this one class; `presets.py`
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from tessera.config import Settings, Spec, build, check_spec
@@ -47,6 +47,11 @@ class DecoderSettings(Settings):
     bias: bool = False
     """Whether linear layers and layer norms have a bias, where their own spec does not say."""
 
+    @field_validator("attention", "position", "norm", "feed_forward", "init")
+    @classmethod
+    def _piece(cls, spec: Spec, info: ValidationInfo) -> Spec:
+        return check_spec(_SLOTS[str(info.field_name)], spec, f"model.{info.field_name}", _GIVEN)
+
 
 class Block(nn.Module):
     """One layer: attention mixes over time, the feed-forward over the width, each around the residual stream.
@@ -57,7 +62,13 @@ class Block(nn.Module):
     final_norm = True
 
     def __init__(
-        self, *, attention: nn.Module, attention_norm: nn.Module, feed_forward: nn.Module, feed_forward_norm: nn.Module, dropout: float
+        self,
+        *,
+        attention: nn.Module,
+        attention_norm: nn.Module,
+        feed_forward: nn.Module,
+        feed_forward_norm: nn.Module,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.attention_norm = attention_norm
@@ -126,26 +137,32 @@ class Decoder(nn.Module):
             raise SettingError("model.dropout", dropout, "a share from 0 to less than 1")
         shared: dict[str, Any] = sizes | {"d_head": d_model // n_heads, "d_ff": d_ff, "dropout": dropout, "bias": bias}
 
-        def piece(slot: str, registry: dict[str, Any], spec: Spec | str | dict[str, Any]) -> Any:
+        def piece(slot: str, spec: Spec | str | dict[str, Any]) -> Any:
             path = f"model.{slot}"
-            return build(registry, check_spec(registry, spec, path, tuple(_GIVEN)), path=path, **shared)
+            return build(_SLOTS[slot], check_spec(_SLOTS[slot], spec, path, _GIVEN), path=path, **shared)
 
-        self.n_vocab, self.context, self.d_model, self.n_layers, self.dropout = n_vocab, context, d_model, n_layers, dropout
+        self.n_vocab, self.context, self.d_model, self.n_layers, self.dropout = (
+            n_vocab,
+            context,
+            d_model,
+            n_layers,
+            dropout,
+        )
         self.embedding = Embedding(n_vocab=n_vocab, d_model=d_model)
-        self.position: Position = piece("position", POSITIONS, position)
+        self.position: Position = piece("position", position)
         self.blocks = nn.ModuleList(
             PLACEMENTS[placement](
-                attention_norm=piece("norm", NORMS, norm),
-                attention=piece("attention", ATTENTIONS, attention),
-                feed_forward_norm=piece("norm", NORMS, norm),
-                feed_forward=piece("feed_forward", FEED_FORWARDS, feed_forward),
+                attention_norm=piece("norm", norm),
+                attention=piece("attention", attention),
+                feed_forward_norm=piece("norm", norm),
+                feed_forward=piece("feed_forward", feed_forward),
                 dropout=dropout,
             )
             for _ in range(n_layers)
         )
-        self.final_norm = piece("norm", NORMS, norm) if PLACEMENTS[placement].final_norm else nn.Identity()
+        self.final_norm = piece("norm", norm) if PLACEMENTS[placement].final_norm else nn.Identity()
         self.head = None if tied else Linear(d_in=d_model, d_out=n_vocab, bias=False)
-        piece("init", INITS, init)(self)
+        piece("init", init)(self)
 
     @classmethod
     def from_settings(cls, settings: DecoderSettings, *, n_vocab: int) -> "Decoder":
@@ -200,6 +217,13 @@ class Decoder(nn.Module):
                 raise InputError(f"token id {low if low < 0 else high} is outside of the vocabulary of {self.n_vocab}")
 
 
+_SLOTS: dict[str, dict[str, Any]] = {
+    "attention": ATTENTIONS,
+    "position": POSITIONS,
+    "norm": NORMS,
+    "feed_forward": FEED_FORWARDS,
+    "init": INITS,
+}
 _GIVEN = ("n_vocab", "context", "d_model", "n_layers", "n_heads", "d_head", "d_ff")
 """What the decoder gives to every piece, so that a spec may not set it."""
 

@@ -42,7 +42,12 @@ class GeluFeedForward(ReluFeedForward):
     """
 
     def __init__(
-        self, *, d_model: int, d_ff: int | None = None, bias: bool = False, approximate: Literal["tanh", "none"] = "tanh"
+        self,
+        *,
+        d_model: int,
+        d_ff: int | None = None,
+        bias: bool = False,
+        approximate: Literal["tanh", "none"] = "tanh",
     ) -> None:
         super().__init__(d_model=d_model, d_ff=d_ff, bias=bias)
         self.approximate = approximate

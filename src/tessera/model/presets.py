@@ -8,7 +8,6 @@ from typing import Any
 
 from tessera.errors import SettingError
 
-
 _GPT2 = {
     "context": 1024,
     "attention": "gqa",
@@ -80,12 +79,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def depth_settings(depth: int) -> dict[str, Any]:
-    """Every setting of a run that follows from the number of layers, as overrides of a recipe (`a.b` -> value).
+    """Every setting of a run that follows from the number of layers, as groups of a recipe.
 
     One dial, because the good values of the others move together with it:
 
     - width 64 x depth, in heads of 64 (of 32 below depth 4), as the GPT-2 and Llama families roughly have it;
-    - context 64 x depth, rounded to a power of two between 64 and 2,048;
+    - context 64 x depth, rounded to a power of two, at most 2,048;
     - tokens a step grow as the parameters do, depth^3: 4,096 at depth 4, 110,000 at depth 12, so that training on 20
       tokens a parameter (Hoffmann et al. 2022, "Chinchilla") is about 15,000 steps at each depth;
     - peak learning rate 6e-4 x 768 / width, at most 3e-3. That the step shrinks as the width grows is what maximal-update
@@ -95,17 +94,18 @@ def depth_settings(depth: int) -> dict[str, Any]:
     if depth < 1:
         raise SettingError("depth", depth, "at least 1")
     d_model = 64 * depth
-    context = 2 ** min(11, max(6, round(math.log2(d_model))))
+    context = 2 ** min(11, round(math.log2(d_model)))
     batch_size = max(4, round(64 * depth**3 / context))
     n_params = 12 * depth * d_model**2
     steps = math.ceil(20 * n_params / (batch_size * context))
     return {
-        "model.n_layers": depth,
-        "model.d_model": d_model,
-        "model.n_heads": d_model // (64 if depth >= 4 else 32),
-        "model.context": context,
-        "optimizer.lr": min(3e-3, round(6e-4 * 768 / d_model, 6)),
+        "model": {
+            "n_layers": depth,
+            "d_model": d_model,
+            "n_heads": d_model // (64 if depth >= 4 else 32),
+            "context": context,
+        },
+        "optimizer": {"name": "adamw", "lr": min(3e-3, round(6e-4 * 768 / d_model, 6))},
         "schedule": {"name": "cosine", "warmup": max(10, steps // 50), "floor": 0.1},
-        "train.batch_size": batch_size,
-        "train.steps": steps,
+        "train": {"batch_size": batch_size, "steps": steps},
     }

@@ -71,7 +71,9 @@ def fused_attention(
         if window is not None:
             k_BGSK, v_BGSK = k_BGSK[:, :, -window:], v_BGSK[:, :, -window:]
         # One query sees every key, so the heads of a group can stand as its rows and no key is copied.
-        return F.scaled_dot_product_attention(q_BHTK.reshape(-1, G, H // G, q_BHTK.shape[3]), k_BGSK, v_BGSK).reshape(q_BHTK.shape)
+        return F.scaled_dot_product_attention(q_BHTK.reshape(-1, G, H // G, q_BHTK.shape[3]), k_BGSK, v_BGSK).reshape(
+            q_BHTK.shape
+        )
     if G < H:
         k_BGSK, v_BGSK = (x.repeat_interleave(H // G, dim=1) for x in (k_BGSK, v_BGSK))
     if T == S and window is None and bias_HTS is None:

@@ -14,13 +14,14 @@ from torch.autograd.function import once_differentiable
 from tessera.errors import InputError
 from tessera.ops.softmax import log_softmax
 
-
 Reduction = Literal["mean", "sum"]
 CHUNK_BYTES = 8 * 2**20
 """How large a chunk of logits is: it should stay in the cache of the processor."""
 
 
-def cross_entropy(logits_NV: Tensor, targets_N: Tensor, *, ignore_index: int = -100, reduction: Reduction = "mean") -> Tensor:
+def cross_entropy(
+    logits_NV: Tensor, targets_N: Tensor, *, ignore_index: int = -100, reduction: Reduction = "mean"
+) -> Tensor:
     """-log softmax(logits)[target], over the targets that are not `ignore_index`; if there are none, an InputError."""
     logits_NV, targets_N = _learned(logits_NV, targets_N, logits_NV.shape[-1], ignore_index)
     losses_N = -log_softmax(logits_NV).gather(1, targets_N[:, None]).squeeze(1)
@@ -46,7 +47,9 @@ def linear_cross_entropy(
 def _learned(rows_ND: Tensor, targets_N: Tensor, n_vocab: int, ignore_index: int) -> tuple[Tensor, Tensor]:
     """The rows whose target counts; raises for a batch without any, whose mean would be 0 / 0, and for ids that do not exist."""
     if targets_N.ndim != 1 or rows_ND.ndim != 2 or len(rows_ND) != len(targets_N):
-        raise InputError(f"{tuple(rows_ND.shape)} rows for targets of shape {tuple(targets_N.shape)}: expected (N, width) and (N,)")
+        raise InputError(
+            f"{tuple(rows_ND.shape)} rows for targets of shape {tuple(targets_N.shape)}: expected (N, width) and (N,)"
+        )
     kept = (targets_N != ignore_index).nonzero().squeeze(1)
     if len(kept) == 0:
         raise InputError(f"all {len(targets_N)} targets of the batch are ignored: there is nothing to learn from")

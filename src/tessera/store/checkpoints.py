@@ -5,9 +5,9 @@ process; what `read` returns is what was written, bit for bit, or it is an error
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from torch import Tensor
@@ -58,7 +58,7 @@ class CheckpointStore(ABC):
 
     @abstractmethod
     def _read(self, step: int, prefix: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """One step's tensors and dictionary; `DamagedError` names what does not verify, `KeyError` says that it is gone."""
+        """One step's tensors and dictionary; `DamagedError` names what does not verify, `KeyError`: it is not there."""
 
     def read(self, step: int | None = None, *, prefix: str | None = None) -> Loaded:
         """The step asked for, or the newest that verifies. `prefix` ("model") loads that group of tensors only.
@@ -71,7 +71,8 @@ class CheckpointStore(ABC):
             except KeyError:
                 known = ", ".join(map(str, self.steps())) or "none"
                 raise InputError(f"{self} has no step {step} (steps: {known})") from None
-        skipped, damage = [], None
+        skipped: list[str] = []
+        damage: DamagedError | InputError | None = None
         passed: set[int] = set()
         while (candidate := self._newest(passed)) is not None:
             passed.add(candidate)
@@ -112,7 +113,7 @@ class CheckpointStore(ABC):
         """The steps that may go now that `step` is stored: the newest `keep` of this line stay, and see `write`."""
         behind = self.index.abandoned() - {step}
         line = sorted(s for s in steps if s not in behind and s != step)
-        newest = set(line[len(line) - keep + 1 :])
+        newest = set(line[max(0, len(line) - keep + 1) :])
         stay = newest | {step} | set(protect) | ({self.index.best()} - {None})
         return [s for s in steps if s not in stay]
 
@@ -153,7 +154,4 @@ class Index:
 
 def now() -> str:
     """The time, as it is written in a run: UTC, to the second."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-CheckpointMaker = Callable[..., CheckpointStore]
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

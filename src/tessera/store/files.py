@@ -19,7 +19,6 @@ from typing import Any
 
 from tessera.errors import DamagedError, StorageError
 
-
 Buffer = bytes | bytearray | memoryview
 
 # The five calls that change the disk. They are functions of their own so that a test can make any of them fail.
@@ -74,8 +73,8 @@ def write_new(path: Path, chunks: Iterable[Buffer]) -> Written:
         descriptor = _open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             for chunk in chunks:
-                digest.update(chunk)
-                rest = memoryview(chunk).cast("B")
+                rest = memoryview(chunk)
+                digest.update(rest)
                 size += len(rest)
                 while rest:  # the system may take less than it was given
                     rest = rest[_write(descriptor, rest) :]
@@ -123,6 +122,12 @@ def make_folders(path: Path) -> None:
         fsync_folder(folder.parent)
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file; gone already is fine."""
+    with storage_errors(path):
+        path.unlink(missing_ok=True)
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder with everything in it; gone already is fine."""
     with storage_errors(path), suppress(FileNotFoundError):
@@ -149,8 +154,22 @@ def to_json(value: Any) -> str:
 
     `json` would turn the key 0 into "0", and what is read back would no longer be what was written.
     """
+    return _to_json(value, sort_keys=True, separators=(",", ":"))
+
+
+def to_readable_json(value: Any) -> str:
+    """JSON for people: indented, in the order that it was given."""
+    return _to_json(value, indent=2) + "\n"
+
+
+def _to_json(value: Any, **form: Any) -> str:
     _check_keys(value, "value")
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, **form)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # half a surrogate pair, as in a file name that is not UTF-8: an escape can hold it
+        return json.dumps(value, ensure_ascii=True, **form)
+    return text
 
 
 def _check_keys(value: Any, path: str) -> None:
@@ -191,7 +210,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_written(path: Path, expected: Written, *, digest: bool = True) -> None:
-    """Raise `DamagedError` unless the file still has the size and (where `digest`) the sha256 that it was written with."""
+    """Raise `DamagedError` unless the file still has the size and (where `digest`) the sha256 that were written."""
     try:
         size = path.stat().st_size
         if size != expected.size:

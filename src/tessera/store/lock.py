@@ -7,12 +7,13 @@ locked. The file holds the owner's process id, for the message that the second o
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tessera.errors import InputError, StorageError
 
-
 ATTEMPTS, PAUSE = 5, 0.02  # `lock_owner` holds the lock for a moment while it looks: that must not turn a training away
+
 
 class RunLock:
     """Held from the constructor to `release`; `InputError` names the process that holds it already."""
@@ -29,8 +30,10 @@ class RunLock:
             except OSError as error:
                 raise StorageError(path, error) from error
         owner = lock_owner(path)
+        if owner == os.getpid():
+            raise InputError(f"{path.parent} is open for training in this process already: close that run first")
         who = f"process {owner}" if owner else "another process"
-        raise InputError(f"{path.parent} is being written by {who}: wait for it, or end it first")
+        raise InputError(f"{path.parent} is being trained by {who}: wait for it, or end it first")
 
     def _take(self) -> int:
         while True:
@@ -49,7 +52,8 @@ class RunLock:
     def release(self) -> None:
         """Let the next one in. The file goes first, while nobody else can hold its lock."""
         if self._descriptor >= 0:
-            self.path.unlink(missing_ok=True)
+            with suppress(OSError):  # a file that stays is only untidy: its lock goes with the descriptor
+                self.path.unlink()
             os.close(self._descriptor)
             self._descriptor = -1
 

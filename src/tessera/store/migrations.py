@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tessera.errors import InputError
 
-
 APPLICATION_ID = 0x54455353  # "TESS": tells `file` and us that this SQLite database is a run
 
 
@@ -24,12 +23,14 @@ def _first_tables(connection: sqlite3.Connection) -> None:
         f"PRAGMA application_id = {APPLICATION_ID}",
         "CREATE TABLE run (id TEXT NOT NULL, store TEXT NOT NULL, created TEXT NOT NULL)",
         "CREATE TABLE info (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-        "CREATE TABLE recipes (id INTEGER PRIMARY KEY, written TEXT NOT NULL, recipe TEXT NOT NULL, sha256 TEXT NOT NULL)",
+        """CREATE TABLE recipes (
+            id INTEGER PRIMARY KEY, written TEXT NOT NULL, recipe TEXT NOT NULL, sha256 TEXT NOT NULL)""",
         "CREATE TABLE settings (path TEXT PRIMARY KEY, value TEXT NOT NULL)",
         "CREATE TABLE tokenizer (state TEXT NOT NULL, sha256 TEXT NOT NULL)",
         "CREATE TABLE vocabulary (id INTEGER PRIMARY KEY, token BLOB NOT NULL, kind TEXT NOT NULL)",
         "CREATE TABLE metrics (name TEXT, step INTEGER, value REAL, PRIMARY KEY (name, step)) WITHOUT ROWID",
-        "CREATE TABLE samples (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL)",
+        """CREATE TABLE samples (
+            id INTEGER PRIMARY KEY, step INTEGER NOT NULL, prompt TEXT NOT NULL, text TEXT NOT NULL)""",
         """CREATE TABLE evaluations (
             id INTEGER PRIMARY KEY, step INTEGER NOT NULL, name TEXT NOT NULL, value REAL, detail TEXT NOT NULL)""",
         "CREATE TABLE lineage (generation INTEGER PRIMARY KEY, id TEXT NOT NULL, path TEXT NOT NULL, step INTEGER)",
@@ -55,10 +56,8 @@ def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Bring the tables up to date, each step in a transaction of its own: a kill leaves a version that is whole."""
     while (version := _version(connection)) != len(MIGRATIONS):
         if version > len(MIGRATIONS):
-            known = len(MIGRATIONS)
-            raise InputError(
-                f"{path} was made by a newer Tessera (tables of version {version}, this one knows {known}): upgrade tessera-lm"
-            )
+            versions = f"tables of version {version}, this one knows {len(MIGRATIONS)}"
+            raise InputError(f"{path} was made by a newer Tessera ({versions}): upgrade tessera-lm")
         connection.execute("BEGIN IMMEDIATE")
         try:
             if _version(connection) == version:  # another process may have been faster

@@ -15,9 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from tessera.errors import DamagedError, InputError, StorageError
+from tessera.errors import DamagedError, InputError, StorageError, TesseraError
 from tessera.store.migrations import APPLICATION_ID, migrate
-
 
 BUSY_SECONDS = 30
 FLUSH_SECONDS, FLUSH_ROWS = 1.0, 500
@@ -30,10 +29,13 @@ def sqlite_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        raise _translate(path, error) from error
+        translated = _translate(path, error)
+        if translated is None:
+            raise
+        raise translated from error
 
 
-def _translate(path: Path, error: sqlite3.DatabaseError) -> Exception:
+def _translate(path: Path, error: sqlite3.DatabaseError) -> TesseraError | None:
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF  # the low byte is the primary result code
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT):
         return DamagedError(path, str(error))
@@ -47,7 +49,7 @@ def _translate(path: Path, error: sqlite3.DatabaseError) -> Exception:
     }
     if code in numbers:
         return StorageError(path, OSError(numbers[code], str(error)))
-    return error
+    return None
 
 
 class Database:
@@ -57,8 +59,9 @@ class Database:
     any transaction and `close` write them first.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, *, is_lost: bool = False) -> None:
         self.path = path
+        self.is_lost = is_lost
         self._connection = connection
         self._guard = threading.RLock()
         self._waiting: list[tuple[str, Sequence[Any]]] = []
@@ -75,7 +78,7 @@ class Database:
         """An existing one. On a disk that cannot be written it is opened for reading."""
         writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
         with sqlite_errors(path):
-            connection = _connect(f"{_uri(path)}?mode=rw" if writable else f"{_uri(path)}?mode=ro&immutable=1")
+            connection = _connect(f"{_uri(path)}?mode=rw" if writable else _read_only_uri(path))
             try:
                 _check_is_run(connection, path)
                 return cls(path, _prepare(connection, path) if writable else connection)
@@ -89,15 +92,22 @@ class Database:
         connection = _connect("file::memory:")
         migrate(connection, path)
         connection.execute("PRAGMA query_only = ON")
-        return cls(path, connection)
+        return cls(path, connection, is_lost=True)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of the block's writes, with the rows that wait, or (after any error) none of them."""
+        """All of the block's writes, with the rows that wait, or (after any error) none of them.
+
+        A transaction inside another is a part of it.
+        """
         with self._guard, sqlite_errors(self.path):
+            if self._connection.in_transaction:
+                yield self._connection
+                return
             self._connection.execute("BEGIN IMMEDIATE")
             try:
-                for statement, row in self._waiting:
+                waiting = list(self._waiting)
+                for statement, row in waiting:
                     self._connection.execute(statement, row)
                 yield self._connection
                 self._connection.execute("COMMIT")
@@ -105,7 +115,7 @@ class Database:
                 with suppress(sqlite3.Error):  # a full disk has rolled back by itself
                     self._connection.execute("ROLLBACK")
                 raise
-            self._waiting.clear()
+            del self._waiting[: len(waiting)]
             self._flushed = time.monotonic()
 
     @contextmanager
@@ -113,7 +123,7 @@ class Database:
         """Reads that all see the same state, whatever another process writes meanwhile."""
         self.flush()
         with self._guard, sqlite_errors(self.path):
-            self._connection.execute("BEGIN DEFERRED")
+            self._connection.execute("BEGIN DEFERRED")  # not yet a read: the first SELECT takes the snapshot
             try:
                 yield self._connection
             finally:
@@ -135,12 +145,12 @@ class Database:
     def flush(self) -> None:
         """Write the rows that wait, in one transaction."""
         with self._guard:
-            if self._waiting:
+            if self._waiting and not self._connection.in_transaction:
                 with self.transaction():
                     pass
 
     def copy_log(self) -> None:
-        """Copy what the log holds into the database file, as far as readers allow, so that the file alone is the run."""
+        """Copy what the log holds into the database file, as far as readers allow: the file alone is then the run."""
         with self._guard, sqlite_errors(self.path):
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
@@ -166,13 +176,24 @@ def _uri(path: Path) -> str:
     return path.absolute().as_uri()
 
 
+def _read_only_uri(path: Path) -> str:
+    """Without a log to read, SQLite needs to be told that nobody can write: it would make a log otherwise."""
+    log = path.with_name(f"{path.name}-wal")
+    return f"{_uri(path)}?mode=ro" + ("" if log.exists() and log.stat().st_size else "&immutable=1")
+
+
 def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
     """Durable, readable while written, and with tables that are up to date."""
-    for setting in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", f"journal_size_limit = {WAL_BYTES}"):
+    for setting in (
+        "journal_mode = WAL",
+        "synchronous = FULL",
+        "foreign_keys = ON",
+        f"journal_size_limit = {WAL_BYTES}",
+    ):
         connection.execute(f"PRAGMA {setting}")
     migrate(connection, path)
     return connection
@@ -180,7 +201,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
 
 def _check_is_run(connection: sqlite3.Connection, path: Path) -> None:
     """Raise unless the database is a run's. SQLite takes an empty file for an empty database; here it is a lost one."""
-    if path.stat().st_size == 0:
-        raise DamagedError(path, "it is empty")
+    if path.stat().st_size == 0 or not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        raise DamagedError(path, "it is empty: the run was not completely created, or its content was lost")
     if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
         raise InputError(f"{path} is a SQLite database, but not one of a run")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from tessera.errors import DamagedError, InputError
 
-
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -64,7 +63,7 @@ def tensor_from_bytes(data: bytearray, dtype: str, shape: list[int]) -> Tensor:
 
 
 def safetensors_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
-    """A safetensors file, piece by piece. The widest types come first, so every tensor starts at a multiple of its width."""
+    """A safetensors file, piece by piece; the widest types first, so every tensor starts at a multiple of its width."""
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     header, offset = {}, 0
     for name in order:
@@ -84,5 +83,5 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is not a dict)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch says RuntimeError for a file that it cannot map
         raise DamagedError(path, f"it is not a safetensors file ({error})") from None

@@ -12,7 +12,7 @@ from tessera.errors import DamagedError, InputError
 from tessera.tokenizers.bpe import NaiveBpe, RegexBpe
 from tessera.tokenizers.byte import ByteTokenizer
 from tessera.tokenizers.char import CharTokenizer
-from tessera.tokenizers.contract import Tokenizer, read_state
+from tessera.tokenizers.contract import Tokenizer, parse_state, read_state
 from tessera.tokenizers.formats import load_vocabulary
 from tessera.tokenizers.word import WordTokenizer
 
@@ -22,6 +22,7 @@ __all__ = [
     "check_tokenizer",
     "load_tokenizer",
     "load_vocabulary",
+    "tokenizer_from_json",
     "tokenizer_from_state",
     "train_tokenizer",
 ]
@@ -65,3 +66,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return tokenizer_from_state(state)
     except InputError as error:
         raise DamagedError(path, str(error)) from None
+
+
+def tokenizer_from_json(text: str, path: str | Path = "tokenizer.json") -> Tokenizer:
+    """The tokenizer whose `to_json()` this is; `path` says in errors where it is from."""
+    return tokenizer_from_state(parse_state(text, path))

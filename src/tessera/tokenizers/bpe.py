@@ -6,8 +6,9 @@ Subword Units"; over bytes since GPT-2 (Radford et al. 2019). Two pure functions
 first (words, numbers, runs of punctuation or space), no token crosses a piece, and a piece that was seen before is
 looked up.
 
-Two rules make the result unique. Of pairs that are equally frequent, the lowest (id, id) is merged. A pair whose bytes
-are a token already takes that token's id, so that each id has its own bytes and "merge the lowest rank" encodes.
+Of pairs that are equally frequent, the lowest (id, id) is merged. No two tokens have the same bytes: within what will
+be one token, the merges are those that its bytes would see alone, so one pair only leads to it. That is why a token's
+rank is enough to encode with.
 """
 
 from collections import Counter
@@ -65,8 +66,7 @@ def learn(sequences: Iterable[Sequence[int]], n_tokens: int) -> tuple[list[Pair]
     """
     sequences = list(sequences)
     tokens = [bytes([byte]) for byte in range(256)]
-    id_of = {token: id for id, token in enumerate(tokens)}
-    merges: dict[Pair, int] = {}
+    merges: list[Pair] = []
     while len(tokens) < n_tokens:
         counts: Counter[Pair] = Counter()
         for ids in sequences:
@@ -74,13 +74,10 @@ def learn(sequences: Iterable[Sequence[int]], n_tokens: int) -> tuple[list[Pair]
         if not counts:
             break
         pair = min(counts, key=lambda pair: (-counts[pair], pair))
-        token = tokens[pair[0]] + tokens[pair[1]]
-        if token not in id_of:
-            id_of[token] = len(tokens)
-            tokens.append(token)
-        merges.setdefault(pair, id_of[token])
-        sequences = [merge(ids, pair, id_of[token]) for ids in sequences]
-    return list(merges), tokens
+        sequences = [merge(ids, pair, len(tokens)) for ids in sequences]
+        merges.append(pair)
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+    return merges, tokens
 
 
 def _n_tokens(vocab_size: int, specials: Specials) -> int:
@@ -109,23 +106,18 @@ class NaiveBpe(Tokenizer):
 
     def __init__(self, *, merges: Iterable[Pair], specials: Specials = DEFAULT_SPECIALS) -> None:
         tokens = [bytes([byte]) for byte in range(256)]
-        id_of = {token: id for id, token in enumerate(tokens)}
         self.merges: dict[Pair, int] = {}
         for first, second in merges:
-            if not (0 <= first < len(tokens) and 0 <= second < len(tokens)):
-                raise SettingError("tokenizer.merges", (first, second), "two ids that exist before the merge")
-            token = tokens[first] + tokens[second]
-            if token not in id_of:
-                id_of[token] = len(tokens)
-                tokens.append(token)
-            self.merges[first, second] = id_of[token]
+            if not (0 <= first < len(tokens) and 0 <= second < len(tokens)) or (first, second) in self.merges:
+                raise SettingError("tokenizer.merges", (first, second), "a new pair of ids that exist before the merge")
+            self.merges[first, second] = len(tokens)
+            tokens.append(tokens[first] + tokens[second])
         super().__init__(tokens=dict(enumerate(tokens)), specials=specials)
 
     def encode_ordinary(self, text: str) -> list[int]:
-        order = {pair: place for place, pair in enumerate(self.merges)}
         ids = list(text.encode())
-        while present := count_pairs(ids).keys() & order.keys():
-            pair = min(present, key=order.__getitem__)
+        while present := count_pairs(ids).keys() & self.merges.keys():
+            pair = min(present, key=self.merges.__getitem__)
             ids = merge(ids, pair, self.merges[pair])
         return ids
 

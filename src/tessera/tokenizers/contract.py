@@ -153,10 +153,14 @@ class Tokenizer(ABC):
         """The sha256 of the state: two tokenizers that share it give the same ids."""
         return state_sha256(self.state())
 
+    def to_json(self) -> str:
+        """The state with its sha256, as the text of a tokenizer.json."""
+        content = {"sha256": self.fingerprint, "tokenizer": self.state()}
+        return json.dumps(content, ensure_ascii=False, indent=0) + "\n"
+
     def save(self, path: str | Path) -> None:
         """Write one JSON file, whole or not at all."""
-        content = {"sha256": self.fingerprint, "tokenizer": self.state()}
-        _write_atomic(Path(path), json.dumps(content, ensure_ascii=False, indent=0).encode() + b"\n")
+        _write_atomic(Path(path), self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -197,23 +201,22 @@ def state_sha256(state: Mapping[str, Any]) -> str:
 def read_state(path: str | Path) -> dict[str, Any]:
     """The state in a file that `save` wrote, proved by its sha256."""
     try:
-        content = Path(path).read_bytes()
+        return parse_state(Path(path).read_bytes(), path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    return parse_state(content, path)
 
 
-def parse_state(content: bytes, source: str | Path) -> dict[str, Any]:
-    """The state in the bytes of such a file; `source` is what errors call it."""
+def parse_state(text: str | bytes, path: str | Path) -> dict[str, Any]:
+    """The state in what `to_json` gave; `path` says in errors where it is from."""
     try:
-        found = json.loads(content)
-        state, sha256 = found["tokenizer"], found["sha256"]
+        content = json.loads(text)
+        state, sha256 = content["tokenizer"], content["sha256"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise DamagedError(source, "it is not a whole tokenizer file") from None
+        raise DamagedError(path, "it is not a whole tokenizer file") from None
     if not isinstance(state, dict) or state_sha256(state) != sha256:
-        raise DamagedError(source, "its content does not match its sha256")
+        raise DamagedError(path, "its content does not match its sha256")
     return state
 
 

@@ -2,14 +2,14 @@
 
 Same merges, same order, same ids as the textbook loop (`bpe.learn`), from three ideas. Each different piece of the text
 is one word with a count. `where` leads from a pair to the words that may hold it. A heap offers the most frequent pair;
-its entries go stale when counts fall, and are put right when they come up (a count that rises is pushed at once).
+its entries go stale as counts fall, and are put right when they come up. (Only a new token's pairs ever gain.)
 
 A word is a `str` whose characters are token ids: `chr(id)`. So a pair is a `str` of two characters, pairs compare as
 (id, id) does, and `str.replace` merges from left to right at the speed of C.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from heapq import heapify, heappop, heappush
 from operator import add
 
@@ -27,31 +27,53 @@ class _Words:
         for place, (word, weight) in enumerate(zip(self.words, self.weights, strict=True)):
             for pair in map(add, word, word[1:]):
                 self.counts[pair] += weight
-                self.where[pair].append(place)
+                self._note(pair, place)
+
+    def _note(self, pair: str, place: int) -> None:
+        places = self.where[pair]
+        if not places or places[-1] != place:
+            places.append(place)
 
     def merge(self, pair: str, token: str) -> list[str]:
-        """Put `token` in place of `pair` in every word; returns the pairs whose count rose."""
-        words, weights, where = self.words, self.weights, self.where
+        """Put `token` in place of `pair` in every word; returns the pairs that are new, which all hold `token`.
+
+        Only the neighbourhood of a merge is counted anew ("xababy" to "xTTy"), however long the word is.
+        """
         changes: dict[str, int] = defaultdict(int)
-        for place in where.pop(pair):
-            word = words[place]
-            if pair not in word:  # merged away since, or listed twice
+        for place in self.where.pop(pair):
+            word = self.words[place]
+            if pair not in word:  # merged away since, or noted twice
                 continue
-            weight = weights[place]
-            words[place] = merged = word.replace(pair, token)
-            for old in map(add, word, word[1:]):
-                changes[old] -= weight
-            for new in map(add, merged, merged[1:]):
-                changes[new] += weight
-                if token in new:
-                    where[new].append(place)
-        rose = []
+            parts = word.split(pair)
+            self.words[place] = token.join(parts)
+            weight = self.weights[place]
+            for left, run, right in _runs(parts):
+                old = left + pair * run + right
+                new = left + token * run + right
+                for gone in map(add, old, old[1:]):
+                    changes[gone] -= weight
+                for made in map(add, new, new[1:]):
+                    changes[made] += weight
+                    self._note(made, place)
         for changed, change in changes.items():
-            if change:
-                self.counts[changed] += change
-            if change > 0:
-                rose.append(changed)
-        return rose
+            self.counts[changed] += change
+        return [changed for changed, change in changes.items() if change > 0]
+
+
+def _runs(parts: list[str]) -> Iterator[tuple[str, int, str]]:
+    """Where `parts` were cut: the character before (or ""), how many cuts in a row, the character after (or "").
+
+    >>> list(_runs("xababyab".split("ab")))
+    [('x', 2, 'y'), ('y', 1, '')]
+    """
+    left, run = parts[0][-1:], 0
+    for part in parts[1:]:
+        run += 1
+        if part:
+            yield left, run, part[0]
+            left, run = part[-1], 0
+    if run:
+        yield left, run, ""
 
 
 def train_bpe(pieces: Mapping[bytes, int], n_tokens: int) -> tuple[list[tuple[int, int]], list[bytes]]:
@@ -67,21 +89,17 @@ def train_bpe(pieces: Mapping[bytes, int], n_tokens: int) -> tuple[list[tuple[in
     heap = [(-count, pair) for pair, count in words.counts.items()]
     heapify(heap)
     tokens = [bytes([byte]) for byte in range(256)]
-    id_of = {token: id for id, token in enumerate(tokens)}
-    merges: dict[tuple[int, int], None] = {}
+    merges: list[tuple[int, int]] = []
     while heap and len(tokens) < n_tokens:
         negative, pair = heappop(heap)
         count = words.counts[pair]
         if count != -negative:
-            if 0 < count < -negative:
+            if count:
                 heappush(heap, (-count, pair))
             continue
         first, second = map(ord, pair)
-        token = tokens[first] + tokens[second]
-        if token not in id_of:
-            id_of[token] = len(tokens)
-            tokens.append(token)
-        merges.setdefault((first, second))
-        for rose in words.merge(pair, chr(id_of[token])):
-            heappush(heap, (-words.counts[rose], rose))
-    return list(merges), tokens
+        for new in words.merge(pair, chr(len(tokens))):
+            heappush(heap, (-words.counts[new], new))
+        merges.append((first, second))
+        tokens.append(tokens[first] + tokens[second])
+    return merges, tokens

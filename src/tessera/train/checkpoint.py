@@ -2,8 +2,8 @@
 
 What is in here is everything that decides the next step: weights, optimizer state, every random number generator, the
 data cursor and the step itself. Where it is kept, and how it survives a power cut, is the store's business
-(`tessera.store.checkpoints`). Names are dotted, and the first part names the group: `model.*` are the weights by their own
-names, `optimizer.exp_avg.model.*` the optimizer's state of each, `rng.*` the generators.
+(`tessera.store.checkpoints`). Names are dotted, and the first part names the group: `model.*` are the weights by their
+own names, `optimizer.exp_avg.model.*` the optimizer's state of each, `rng.*` the generators.
 """
 
 import random
@@ -68,7 +68,9 @@ def restore(
 def _check_same(own: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
     different = sorted(set(own) ^ set(loaded))
     different += [
-        name for name in own if name in loaded and isinstance(own[name], Tensor) and own[name].shape != loaded[name].shape
+        name
+        for name in own
+        if name in loaded and isinstance(own[name], Tensor) and own[name].shape != loaded[name].shape
     ]
     if different:
         raise InputError(f"the checkpoint is of another model: {different[0]!r} differs ({len(different)} in all)")
@@ -104,7 +106,7 @@ def _restore_optimizer(
 
 def _capture_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
     version, internal, gauss = random.getstate()
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 the global one is state too
+    kind, keys, position, has_gauss, cached = np.random.get_state()
     tensors = {
         "rng.torch": torch.get_rng_state(),
         "rng.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),

@@ -1,8 +1,8 @@
 """The training loop. There is one, and every objective runs in it.
 
-A step draws `accumulate` micro-batches, adds up their gradients weighted by the targets that each one has (so that the sum
-is the gradient of one big batch, whatever the padding), clips, and updates. Everything that decides the next step is in the
-checkpoint: a run that was killed goes on bit for bit as if it had not been (`tessera.train.checkpoint`).
+A step draws `accumulate` micro-batches, adds up their gradients weighted by the targets that each one has (so that the
+sum is the gradient of one big batch, whatever the padding), clips, and updates. Everything that decides the next step is
+in the checkpoint: a run that was killed goes on bit for bit as if it had not been (`tessera.train.checkpoint`).
 """
 
 import math
@@ -84,8 +84,8 @@ Outcome = Literal["finished", "interrupted", "out of time"]
 class Trainer:
     """Runs an objective to its last step.
 
-    `validate` gives the validation loss, `sample` writes samples; both are called between steps, with the model in evaluation
-    mode, and must leave the global random generators alone. `watch` sees each step.
+    `validate` gives the validation loss, `sample` writes samples; both are called between steps, with the model in
+    evaluation mode, and must leave the global random generators alone. `watch` sees each step.
     """
 
     objective: Objective

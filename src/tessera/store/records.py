@@ -1,0 +1,133 @@
+"""What a run writes down while it goes on: metrics, samples, evaluations, facts about itself, its ancestors."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tessera.store.files import to_json
+from tessera.store.sqlite import Database
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model said at a step."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measurement at a step, and whatever belongs to it."""
+
+    step: int
+    name: str
+    value: float
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A run whose weights this one started from, and the checkpoint that it took (None: its newest)."""
+
+    id: str
+    path: Path
+    step: int | None
+
+
+class Records:
+    """The tables of a run that grow. Values are exact: what is read is the double that was written."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Seed, versions, commit, and what else was noted about the run."""
+        return {key: json.loads(value) for key, value in self._database.query("SELECT key, value FROM info")}
+
+    def set_info(self, key: str, value: Any) -> None:
+        """Note a JSON value under a name, in place of an earlier one."""
+        with self._database.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO info (key, value) VALUES (?, ?)", (key, to_json(value)))
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Note a step's figures. They are on the disk within about a second, and before a checkpoint of that step."""
+        for name, value in values.items():
+            self._database.append(
+                "INSERT OR REPLACE INTO metrics (name, step, value) VALUES (?, ?, ?)", (name, step, _to_column(value))
+            )
+
+    def metrics(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) in the order of the steps; empty where nothing of that name was noted."""
+        rows = self._database.query("SELECT step, value FROM metrics WHERE name = ? ORDER BY step", (name,))
+        return [(step, _from_column(value)) for step, value in rows]
+
+    def metric_names(self) -> list[str]:
+        """The names that `metrics` knows."""
+        return [name for (name,) in self._database.query("SELECT DISTINCT name FROM metrics ORDER BY name")]
+
+    def latest(self) -> dict[str, tuple[int, float]]:
+        """Each metric's last (step, value)."""
+        rows = self._database.query(
+            """SELECT m.name, m.step, m.value FROM metrics m
+               JOIN (SELECT name, max(step) AS step FROM metrics GROUP BY name) last USING (name, step)"""
+        )
+        return {name: (step, _from_column(value)) for name, step, value in rows}
+
+    def add_sample(self, step: int, prompt: str, text: str) -> None:
+        """Note what the model said."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO samples (step, prompt, text) VALUES (?, ?, ?)", (step, _storable(prompt), _storable(text))
+            )
+
+    def samples(self) -> list[Sample]:
+        """All samples, in the order in which they were made."""
+        return [Sample(*row) for row in self._database.query("SELECT step, prompt, text FROM samples ORDER BY id")]
+
+    def add_evaluation(self, step: int, name: str, value: float, detail: Mapping[str, Any] | None = None) -> None:
+        """Note a measurement, in place of an earlier one of the same step and name."""
+        row = (step, name, _to_column(value), to_json(dict(detail or {})))
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM evaluations WHERE step = ? AND name = ?", (step, name))
+            connection.execute("INSERT INTO evaluations (step, name, value, detail) VALUES (?, ?, ?, ?)", row)
+
+    def evaluations(self) -> list[Evaluation]:
+        """All measurements, in the order in which they were made."""
+        rows = self._database.query("SELECT step, name, value, detail FROM evaluations ORDER BY id")
+        return [Evaluation(step, name, _from_column(value), json.loads(detail)) for step, name, value, detail in rows]
+
+    def lineage(self) -> list[Ancestor]:
+        """The runs that this one descends from, the nearest first."""
+        rows = self._database.query("SELECT id, path, step FROM lineage ORDER BY generation")
+        return [Ancestor(id, Path(path), step) for id, path, step in rows]
+
+    def truncate_after(self, step: int) -> None:
+        """Go back to `step`: forget the metrics, samples and evaluations of later steps.
+
+        Later checkpoints stay readable by their number, but no longer count as the newest, and are the first to go once
+        the run has written a new one.
+        """
+        with self._database.transaction() as connection:
+            for table in ("metrics", "samples", "evaluations"):
+                connection.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
+            connection.execute("UPDATE checkpoints SET abandoned = 1 WHERE step > ?", (step,))
+
+
+def _to_column(value: float) -> float | None:
+    value = float(value)
+    return None if math.isnan(value) else value  # SQLite would store NULL by itself; this says so
+
+
+def _from_column(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _storable(text: str) -> str:
+    """`text` with "?" for what UTF-8 cannot hold: half a surrogate pair."""
+    return text.encode("utf-8", "replace").decode("utf-8")

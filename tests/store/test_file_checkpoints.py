@@ -1,0 +1,240 @@
+"""Folders: the order on the disk, and every way in which a write can end too early."""
+
+import errno
+import os
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from tessera.errors import DamagedError, InputError, StorageError
+from tessera.store.checkpoints import Index
+from tessera.store.run import Run
+
+OPERATIONS = 25  # of one write; `test_the_order` counts them
+
+
+@pytest.fixture
+def run(make_run):
+    with make_run() as run:
+        yield run
+
+
+@pytest.fixture
+def folder(run):
+    return run.path / "checkpoints"
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_the_files_are_what_safetensors_reads(run, folder, state):
+    run.checkpoints.write(120, *state(120))
+    path = folder / "step-000120"
+    assert names(path) == [
+        "manifest.json", "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json",
+    ]  # fmt: skip
+    model = safetensors.torch.load_file(path / "model.safetensors")
+    assert torch.equal(model["head.weight"], state(120)[0]["model.head.weight"])
+
+
+def test_the_order(run, state, disk, monkeypatch):
+    """Files, then the manifest, each flushed; their folder; the rename; its folder; the row; only then the rotation."""
+    run.checkpoints.write(1, *state(1))
+    real = Index.add
+    monkeypatch.setattr(Index, "add", lambda self, step: (disk.log.append("row"), real(self, step))[1])
+    disk.log.clear()
+    run.checkpoints.write(2, *state(2), keep=1)
+    temporary = disk.log[0].split()[1]
+    assert temporary.startswith("step-000002.tmp-")
+    assert disk.log[0] == f"mkdir {temporary}"
+    lines = [line for line in disk.log[1:] if not line.startswith("write")]
+    files = [f"{group}.safetensors" for group in ("model", "optimizer", "rng")] + ["state.json", "manifest.json"]
+    expected = [f"{operation} {name}" for name in files for operation in ("open", "fsync")]
+    expected += [f"open {temporary}", f"fsync {temporary}", f"rename {temporary}"]
+    expected += ["open checkpoints", "fsync checkpoints", "row", "rename step-000001"]
+    assert lines == expected
+    assert len(disk.log) - 2 == OPERATIONS
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_a_refusal_at_any_moment_leaves_what_was_there(make_run, state, is_state, disk, number, replacing):
+    run = make_run(name="original")
+    run.checkpoints.write(1, *state(1))
+    if replacing:
+        run.checkpoints.write(2, *state(2), keep=2)
+    run.close()
+    for at in range(OPERATIONS + replacing):
+        copy = run.path.with_name(f"copy-{at}")
+        shutil.copytree(run.path, copy)
+        with Run.open(copy, train=True) as trial:
+            disk.fail(at, number)
+            with pytest.raises(StorageError, match=os.strerror(number)):
+                trial.checkpoints.write(2, *state(2), keep=2)
+            assert len(disk.log) > at
+            assert all(is_state(trial.checkpoints.read(step)) for step in trial.checkpoints.steps())
+            assert trial.checkpoints.steps() in ([1, 2], [1, 2] if replacing else [1])
+            assert not [name for name in names(copy / "checkpoints") if ".tmp-" in name]
+            trial.checkpoints.write(3, *state(3), keep=3)  # there is room again
+            assert is_state(trial.checkpoints.read(3))
+            assert all("." not in name for name in names(copy / "checkpoints"))
+
+
+def test_a_refused_removal_is_said_and_loses_nothing(run, state, is_state, disk):
+    run.checkpoints.write(1, *state(1))
+    disk.fail(OPERATIONS, errno.EIO)
+    with pytest.raises(StorageError):
+        run.checkpoints.write(2, *state(2), keep=1)
+    assert run.checkpoints.steps() == [1, 2]
+    assert is_state(run.checkpoints.read())
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_killed_in_any_operation_it_goes_on(make_run, state, is_state, disk, in_child, replacing):
+    run = make_run(name="original")
+    run.checkpoints.write(1, *state(1))
+    if replacing:
+        run.checkpoints.write(2, *state(2), keep=2)
+    run.close()
+    for at in range(OPERATIONS + replacing + 1):
+        copy = run.path.with_name(f"copy-{at}")
+        shutil.copytree(run.path, copy)
+
+        def train(copy=copy, at=at):
+            with Run.open(copy, train=True) as trial:
+                disk.kill(at)
+                trial.checkpoints.write(2, *state(2), keep=1)
+
+        _, status = os.waitpid(in_child(train), 0)
+        with Run.open(copy) as reader:  # before anything is mended
+            assert is_state(reader.checkpoints.read())
+            assert reader.checkpoints.read().step == 2 or not replacing
+        with Run.open(copy, train=True) as trial:
+            steps = trial.checkpoints.steps()
+            assert all(is_state(trial.checkpoints.read(step)) for step in steps)
+            assert names(copy / "checkpoints") == [f"step-{step:06d}" for step in steps]
+            assert trial.checkpoints.index.steps() == set(steps)
+        assert os.WIFSIGNALED(status) == (at < OPERATIONS + 1 + replacing)
+
+
+def test_a_rename_back_is_undone_when_the_run_is_next_trained(run, folder, state, is_state):
+    """A kill between the two renames of a replacement."""
+    run.checkpoints.write(1, *state(1))
+    (folder / "step-000001").rename(folder / f"step-000001.old-{run.id}-0123abcd")
+    assert is_state(run.checkpoints.read(1))
+    run.close()
+    with Run.open(run.path, train=True) as again:
+        assert names(folder) == ["step-000001"]
+        assert is_state(again.checkpoints.read())
+
+
+def test_a_row_that_a_kill_prevented_is_made_up_for(run, folder, state, is_state):
+    run.checkpoints.write(1, *state(1))
+    run.checkpoints.index.remove(1)
+    assert is_state(run.checkpoints.read())
+    run.close()
+    with Run.open(run.path, train=True) as again:
+        assert again.checkpoints.index.steps() == {1}
+        again.checkpoints.write(2, *state(2), keep=1)
+        assert names(folder) == ["step-000002"]
+    shutil.rmtree(folder / "step-000002")
+    with Run.open(run.path, train=True) as again:
+        assert again.checkpoints.index.steps() == set()
+
+
+def damages(path):
+    data = path.read_bytes()
+    for place in sorted({0, 9, len(data) // 3, len(data) // 2, len(data) - 1}):
+        yield data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :]
+    yield data[:-1]
+    yield data[: len(data) // 2]
+    yield b""
+    yield data + b"\x00"
+    yield None
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "manifest.json"]
+)
+def test_damage_is_named_and_the_step_before_is_used(run, folder, state, is_state, name):
+    run.checkpoints.write(1, *state(1))
+    run.checkpoints.write(2, *state(2), keep=2)
+    path = folder / "step-000002" / name
+    whole = path.read_bytes()
+    for damaged in damages(path):
+        path.unlink(missing_ok=True)
+        if damaged is not None:
+            path.write_bytes(damaged)
+        loaded = run.checkpoints.read()
+        assert loaded.step == 1
+        assert is_state(loaded)
+        assert len(loaded.skipped) == 1
+        assert f"step-000002/{name}" in loaded.skipped[0]
+        with pytest.raises(DamagedError, match=name) as caught:
+            run.checkpoints.read(2)
+        assert caught.value.path == path
+        path.write_bytes(whole)
+    assert run.checkpoints.read().step == 2
+
+
+def test_any_changed_byte_of_a_manifest_shows(run, folder, state):
+    run.checkpoints.write(1, *state(1))
+    path = folder / "step-000001" / "manifest.json"
+    data = path.read_bytes()
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        with pytest.raises((DamagedError, InputError), match=r"manifest\.json"):
+            run.checkpoints.read(1)
+
+
+def test_the_model_alone_does_not_need_a_whole_optimizer(run, folder, state):
+    run.checkpoints.write(1, *state(1))
+    path = folder / "step-000001" / "optimizer.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert run.checkpoints.read(prefix="model").step == 1
+    with pytest.raises(DamagedError, match="no checkpoint verifies"):
+        run.checkpoints.read()
+
+
+def test_a_checkpoint_under_another_steps_name(run, folder, state):
+    run.checkpoints.write(1, *state(1))
+    shutil.copytree(folder / "step-000001", folder / "step-000009")
+    loaded = run.checkpoints.read()
+    assert loaded.step == 1
+    assert "it is of step 1" in loaded.skipped[0]
+
+
+def test_what_another_run_made_is_read_but_never_removed(run, make_run, folder, state, is_state):
+    with make_run(name="other") as other:
+        other.checkpoints.write(5, *state(5))
+        shutil.copytree(other.path / "checkpoints" / "step-000005", folder / "step-000005")
+    (folder / "step-000005.tmp-deadbeef-00000000").mkdir()
+    (folder / "notes").mkdir()
+    assert is_state(run.checkpoints.read(5))
+    run.checkpoints.write(6, *state(6), keep=1)
+    run.checkpoints.write(7, *state(7), keep=1)
+    assert names(folder) == ["notes", "step-000005", "step-000005.tmp-deadbeef-00000000", "step-000007"]
+    run.checkpoints.write(5, *state(5), keep=3)  # sets the other's aside
+    run.close()
+    with Run.open(run.path, train=True) as again:
+        again.checkpoints.write(8, *state(8), keep=1)
+        kept = [name for name in names(folder) if name.startswith("step-000005.old-other-")]
+        assert len(kept) == 1
+        assert again.checkpoints.steps() == [8]
+
+
+def test_leftovers_of_a_kill_are_removed_by_the_next_training_only(run, folder, state):
+    run.checkpoints.write(1, *state(1))
+    leftover = folder / f"step-000002.tmp-{run.id}-0123abcd"
+    leftover.mkdir()
+    (leftover / "model.safetensors").write_bytes(b"half")
+    run.close()
+    with Run.open(run.path) as reader:
+        assert reader.checkpoints.steps() == [1]
+        assert leftover.exists()
+    with Run.open(run.path, train=True):
+        assert names(folder) == ["step-000001"]
