@@ -34,6 +34,7 @@ from tessera.optim.schedule import SCHEDULES
 from tessera.recipe import Recipe, build_model, build_objective, build_optimizer, pick_device
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, tokenizer_from_json, train_tokenizer
+from tessera.train.checkpoint import seed_generators
 from tessera.train.stopwatch import Stopwatch
 from tessera.train.trainer import Outcome, Trainer
 
@@ -102,7 +103,8 @@ def train(
 ) -> Result:
     """Train a new run as `recipe` says, in the folder `out` (or a new one below `runs/`).
 
-    `measure` may add evaluations of its own to the run before the report is written. If the text or a setting turns out to be unusable, nothing is left behind.
+    `measure` may add evaluations of its own to the run before the report is written. If the text or a setting turns out
+    to be unusable, nothing is left behind.
     """
     watcher, clock = watcher or Watcher(), Stopwatch()
     path = Path(out) if out is not None else free_path(Path("runs") / recipe.name)
@@ -212,6 +214,7 @@ class _Job:
         self.recipe, self.run, self.tokenizer, self.prepared = recipe, run, tokenizer, prepared
         self.watcher, self.clock = watcher, clock
         self.device = pick_device(recipe.train.device)
+        seed_generators(recipe.seed)
         self.model = build_model(recipe, tokenizer.n_vocab).to(self.device)
         self.objective: Objective = build_objective(recipe, self.model, prepared.train)
         self.validation = prepared.validation
@@ -232,10 +235,7 @@ class _Job:
     ) -> Result:
         """Train, then measure, sample and report; what was interrupted is only saved."""
         if resume:
-            for line in self.trainer.resume(step):
-                self.watcher.say(f"skipped {line}")
-            self.run.truncate_after(self.trainer.step)
-            self.watcher.say(f"resumed at step {self.trainer.step:,} of {self.recipe.train.steps:,}")
+            self._go_back(step)
         self.watcher.say(self._describe())
         with self.watcher.steps() as watch:
             self.trainer.watch = watch
@@ -245,6 +245,14 @@ class _Job:
         if outcome != "interrupted":
             self._finish(result, measure)
         return result
+
+    def _go_back(self, step: int | None) -> None:
+        """Be where the checkpoint was; a run that was killed before its first one begins again, as it began before."""
+        if step is not None or self.run.checkpoints.steps():
+            for line in self.trainer.resume(step):
+                self.watcher.say(f"skipped {line}")
+        self.run.truncate_after(self.trainer.step)
+        self.watcher.say(f"resumed at step {self.trainer.step:,} of {self.recipe.train.steps:,}")
 
     def _finish(self, result: Result, measure: Callable[[Result], None] | None) -> None:
         with self.watcher.phase("measure the held-out loss"), self.clock("evaluation"):
@@ -266,10 +274,12 @@ class _Job:
         sampling = self.recipe.sample.sampling
         if sampling.seed is None:
             sampling = sampling.model_copy(update={"seed": self.recipe.seed})
+        known = {(sample.step, sample.prompt) for sample in self.run.samples()}
         for prompt in self.recipe.sample.prompts:
             pieces = engine.stream(prompt, sampling, truncate=True)
             text = self.watcher.sample(prompt, pieces) if stream else "".join(pieces)
-            self.run.add_sample(step, prompt, text)
+            if (step, prompt) not in known:  # a run that was killed while it finished has written some already
+                self.run.add_sample(step, prompt, text)
 
     def _describe(self) -> str:
         counts = self.prepared.counts["train"]
@@ -337,14 +347,7 @@ def run_info(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
 def git_commit() -> str | None:
     """The commit that the working folder is at; None outside of a repository or without git."""
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-            env={**os.environ, "LC_ALL": "C"},
-        )
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

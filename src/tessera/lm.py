@@ -158,7 +158,7 @@ class LM:
     def load(
         cls, path: str | Path, *, step: int | None = None, device: str = "cpu", say: Callable[[str], None] | None = None
     ) -> "LM":
-        """The model in a run: the newest checkpoint that verifies, or `step`; `say` is told of each that was skipped."""
+        """The model in a run: the newest checkpoint that verifies, or `step`; `say` hears of each that was skipped."""
         run = Run.open(Path(path))
         tokenizer = tokenizer_from_json(run.tokenizer_json)
         settings = check(DecoderSettings, run.recipe["model"])

@@ -42,7 +42,7 @@ class Recipe(Settings):
     store: Literal["files", "sqlite"] = "files"
     data: DataSettings
     tokenizer: Spec = Spec("bpe", {"vocab_size": 4096})
-    model: DecoderSettings = Field(default_factory=DecoderSettings)
+    model: DecoderSettings = check(DecoderSettings, {})
     objective: Spec = Spec("next-token")
     optimizer: Spec = Spec("adamw", {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1})
     schedule: Spec = Spec("cosine", {"warmup": 100, "floor": 0.1})

@@ -93,7 +93,8 @@ def test_a_refused_removal_is_said_and_loses_nothing(run, state, is_state, disk)
 
 
 @pytest.mark.parametrize("replacing", [False, True])
-def test_killed_in_any_operation_it_goes_on(make_run, state, is_state, disk, in_child, replacing):
+def test_killed_in_any_operation_it_goes_on(make_run, state, is_state, disk, in_child, monkeypatch, replacing):
+    monkeypatch.setattr("tessera.store.sqlite.FLUSH_SECONDS", 1e9)
     run = make_run(name="original")
     run.checkpoints.write(1, *state(1))
     if replacing:
@@ -106,12 +107,14 @@ def test_killed_in_any_operation_it_goes_on(make_run, state, is_state, disk, in_
         def train(copy=copy, at=at):
             with Run.open(copy, train=True) as trial:
                 disk.kill(at)
+                trial.log_metrics(2, {"loss": 0.5})
                 trial.checkpoints.write(2, *state(2), keep=1)
 
         _, status = os.waitpid(in_child(train), 0)
         with Run.open(copy) as reader:  # before anything is mended
             assert is_state(reader.checkpoints.read())
             assert reader.checkpoints.read().step == 2 or not replacing
+            assert reader.metrics("loss") == [(2, 0.5)]
         with Run.open(copy, train=True) as trial:
             steps = trial.checkpoints.steps()
             assert all(is_state(trial.checkpoints.read(step)) for step in steps)

@@ -5,6 +5,7 @@ import time
 import pytest
 
 from tessera.errors import InputError
+from tessera.store import lock
 from tessera.store.lock import RunLock, lock_owner
 
 
@@ -13,10 +14,10 @@ def test_the_second_is_told_who_the_first_is(tmp_path, in_child):
     ready = tmp_path / "ready"
 
     def hold():
-        lock = RunLock(path)
+        held = RunLock(path)
         ready.touch()
         time.sleep(60)
-        lock.release()
+        held.release()
 
     pid = in_child(hold)
     while not ready.exists():
@@ -27,18 +28,18 @@ def test_the_second_is_told_who_the_first_is(tmp_path, in_child):
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     assert lock_owner(path) is None
-    lock = RunLock(path)  # a killed owner leaves the file, not the lock
+    held = RunLock(path)  # a killed owner leaves the file, not the lock
     assert lock_owner(path) == os.getpid()
-    lock.release()
+    held.release()
     assert not path.exists()
 
 
 def test_the_same_process_is_told_to_close_its_run(tmp_path):
-    lock = RunLock(tmp_path / "run.lock")
+    held = RunLock(tmp_path / "run.lock")
     with pytest.raises(InputError, match="close that run first"):
         RunLock(tmp_path / "run.lock")
-    lock.release()
-    lock.release()
+    held.release()
+    held.release()
     RunLock(tmp_path / "run.lock").release()
 
 
@@ -58,3 +59,19 @@ def test_a_look_at_the_owner_does_not_turn_a_training_away(tmp_path, in_child):
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def test_a_file_that_its_owner_removes_while_we_wait_for_it_is_not_taken(tmp_path, monkeypatch):
+    """A lock on a file without a name would keep nobody out."""
+    path = tmp_path / "run.lock"
+    first = RunLock(path)
+    real = lock.fcntl.flock
+
+    def flock(descriptor, operation):
+        first.release()
+        real(descriptor, operation)
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    second = RunLock(path)
+    assert lock_owner(path) == os.getpid()
+    second.release()

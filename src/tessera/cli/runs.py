@@ -32,13 +32,16 @@ def list_(
     table = _table("run", "made", "step", "loss", "validation", "checkpoints")
     for summary in summaries:
         if summary.problem:
-            table.add_row(str(summary.path), escape(summary.problem))
             continue
         steps = ", ".join(map(str, summary.steps))
         made = summary.created if summary.trained_by is None else f"training (process {summary.trained_by})"
         figures = (summary.step, summary.loss, summary.validation_loss)
         table.add_row(str(summary.path), made, *map(_cell, figures), steps)
-    console().print(table)
+    out = console()
+    out.print(table)
+    for summary in summaries:
+        if summary.problem:
+            out.print(f"[red]{escape(str(summary.path))}[/red]: {escape(summary.problem)}")
 
 
 @app.command()

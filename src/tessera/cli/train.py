@@ -113,9 +113,8 @@ def show_plan(recipe: "Recipe", *, as_json: bool) -> None:
         print(json.dumps({**plan.__dict__, "memory": plan.memory}))
         return
     out = console()
-    out.print(
-        f"model       {plan.n_params:,} parameters, {plan.n_embedding_params:,} of them the token table ({plan.n_vocab:,} tokens)"
-    )
+    table = f"{plan.n_embedding_params:,} of them the token table ({plan.n_vocab:,} tokens)"
+    out.print(f"model       {plan.n_params:,} parameters, {table}")
     out.print(
         f"memory      about {size(plan.memory)}: weights {size(plan.weights)}, gradients {size(plan.gradients)}, "
         f"optimizer {size(plan.optimizer)}, activations about {size(plan.activations)}"

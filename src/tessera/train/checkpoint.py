@@ -104,6 +104,13 @@ def _restore_optimizer(
             }
 
 
+def seed_generators(seed: int) -> None:
+    """Start every global generator that a checkpoint holds from `seed`."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)  # and CUDA's
+
+
 def _capture_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()

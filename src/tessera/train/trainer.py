@@ -1,8 +1,8 @@
 """The training loop. There is one, and every objective runs in it.
 
 A step draws `accumulate` micro-batches, adds up their gradients weighted by the targets that each one has (so that the
-sum is the gradient of one big batch, whatever the padding), clips, and updates. Everything that decides the next step is
-in the checkpoint: a run that was killed goes on bit for bit as if it had not been (`tessera.train.checkpoint`).
+sum is the gradient of one big batch, whatever the padding), clips, and updates. Everything that decides the next step
+is in the checkpoint: a run that was killed goes on bit for bit as if it had not been (`tessera.train.checkpoint`).
 """
 
 import math
@@ -120,6 +120,8 @@ class Trainer:
         self.best = math.inf if progress["best"] is None else progress["best"]
         self.validation = progress["validation"]
         self.resumed_from = loaded.step
+        if progress["improved"]:  # a kill may have come between the write and its mark
+            self.checkpoints.mark_best(loaded.step)
         return loaded.skipped
 
     def run(self) -> Outcome:
@@ -248,6 +250,7 @@ class Trainer:
             "seconds": self.seconds,
             "best": None if math.isinf(self.best) else self.best,
             "validation": self.validation,
+            "improved": improved,
         }
         protect = set() if self.resumed_from is None else {self.resumed_from}
         self.checkpoints.write(self.step, tensors, meta, keep=self.settings.keep, protect=protect)
