@@ -19,7 +19,6 @@ _HOME = {
     "Sampling": "tessera.generate.sampling",
     "Tokenizer": "tessera.tokenizers.contract",
     "load_tokenizer": "tessera.tokenizers",
-    "train": "tessera.job",
     "TesseraError": "tessera.errors",
 }
 

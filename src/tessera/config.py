@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import core_schema
 
 from tessera.errors import InputError, SettingError
@@ -23,10 +23,23 @@ from tessera.errors import InputError, SettingError
 S = TypeVar("S", bound=BaseModel)
 
 
+def _or_none(value: Any, annotation: Any) -> Any:
+    """None for the text "none" where None may stand: TOML has no other way to say it."""
+    return None if value == "none" and type(None) in get_args(annotation) else value
+
+
 class Settings(BaseModel):
-    """A frozen group of settings; an unknown key is an error, not a comment."""
+    """A frozen group of settings; an unknown key is an error, not a comment. "none" is None where None may stand."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_none(cls, content: Any) -> Any:
+        if not isinstance(content, Mapping):
+            return content
+        fields = cls.model_fields
+        return {k: _or_none(v, fields[k].annotation) if k in fields else v for k, v in content.items()}
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,7 @@ def check_spec(
         if name not in own:
             raise SettingError.unknown(f"{path} ({spec.name})", name, own)
         try:
-            checked[name] = TypeAdapter(own[name]).validate_python(value)
+            checked[name] = TypeAdapter(own[name]).validate_python(_or_none(value, own[name]))
         except ValidationError as error:
             raise SettingError(f"{path}.{name}", value, _reason(error.errors()[0]["msg"])) from None
     return Spec(spec.name, checked)
@@ -154,11 +167,11 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """The value in `a.b=value`: read as TOML where it is TOML, else the text itself."""
+    """The value in `a.b=value`: read as TOML where it is TOML, else the text itself ("none": see `Settings`)."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return {"none": None, "null": None}.get(text.lower(), text)
+        return text
 
 
 def override(settings: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from tessera.objectives.objective import Objective
 from tessera.optim.schedule import SCHEDULES
 from tessera.recipe import Recipe, build_model, build_objective, build_optimizer, pick_device
 from tessera.store.run import Run
-from tessera.tokenizers import Tokenizer, tokenizer_from_json, train_tokenizer
+from tessera.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_json, train_tokenizer
 from tessera.train.checkpoint import seed_generators
 from tessera.train.stopwatch import Stopwatch
 from tessera.train.trainer import Outcome, Trainer
@@ -111,7 +111,7 @@ def train(
     _check_free(path)
     set_threads(recipe)
     pick_device(recipe.train.device)
-    with _removed_on_error(path):
+    with _nothing_left_on_error(path):
         tokenizer, prepared = prepare_data(recipe, path / "data", watcher=watcher, clock=clock)
         check_context(recipe, prepared)
         run = Run.create(
@@ -122,7 +122,8 @@ def train(
             store=recipe.store,
             info=run_info(recipe, prepared),
         )
-    return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(measure=measure)
+    with _closed_on_error(run):
+        return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(measure=measure)
 
 
 def resume(
@@ -137,12 +138,13 @@ def resume(
     recipe = resumed_recipe(path, overrides)
     set_threads(recipe)
     run = Run.open(path, train=True)
-    tokenizer = tokenizer_from_json(run.tokenizer_json)
-    with clock("data"):
-        prepared = reopen_data(recipe, run, tokenizer)
-    if overrides:
-        run.update_recipe(recipe.written())
-    return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(resume=True, step=step)
+    with _closed_on_error(run):
+        tokenizer = tokenizer_from_json(run.tokenizer_json)
+        with clock("data"):
+            prepared = reopen_data(recipe, run, tokenizer)
+        if overrides:
+            run.update_recipe(recipe.written())
+        return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(resume=True, step=step)
 
 
 def resumed_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -177,7 +179,7 @@ def prepare_data(
 
 
 def _open_prepared(folder: Path) -> tuple[Tokenizer, Prepared]:
-    tokenizer = tokenizer_from_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
     return tokenizer, Prepared.open(folder, fingerprint=tokenizer.fingerprint)
 
 
@@ -186,7 +188,12 @@ def reopen_data(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Prepared:
     folder = Path(run.info["data"])
     folder = folder if folder.is_absolute() else run.path / folder
     if (folder / "meta.json").exists():
-        return Prepared.open(folder, fingerprint=tokenizer.fingerprint)
+        prepared = Prepared.open(folder, fingerprint=tokenizer.fingerprint)
+        if prepared.sha256 != run.info["data_sha256"]:
+            raise InputError(
+                f"{folder} is not the data that {run.path} was trained on: it was prepared from another text"
+            )
+        return prepared
     _, prepared = prepare_data(recipe, folder, watcher=Watcher(), clock=Stopwatch(), tokenizer=tokenizer)
     if prepared.sha256 != run.info["data_sha256"]:
         shutil.rmtree(folder)
@@ -367,12 +374,21 @@ def _check_free(path: Path) -> None:
 
 
 @contextmanager
-def _removed_on_error(path: Path) -> Iterator[None]:
-    """Remove the folder `path`, which this job made, if the block fails."""
+def _closed_on_error(run: Run) -> Iterator[None]:
+    """Let go of the run, so that it can be resumed, if the block fails."""
+    try:
+        yield
+    except BaseException:
+        run.close()
+        raise
+
+
+@contextmanager
+def _nothing_left_on_error(path: Path) -> Iterator[None]:
+    """If the block fails, the folder `path`, which was empty or not there, is so again."""
     existed = path.exists()
     try:
         yield
     except BaseException:
-        if not existed:
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path / "data" if existed else path, ignore_errors=True)
         raise

@@ -5,13 +5,14 @@ so that a long run does not stop at a typing mistake in its last step.
 """
 
 from collections.abc import Iterable, Mapping
+from inspect import isclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 
-from tessera.config import Settings, Spec, assign, build, check, check_spec, override, read_file
+from tessera.config import Settings, Spec, assign, build, check, check_spec, flat, override, read_file
 from tessera.data.batches import BATCHES
 from tessera.data.documents import DataSettings
 from tessera.data.shards import Shard
@@ -53,6 +54,13 @@ class Recipe(Settings):
     @classmethod
     def _tokenizer(cls, spec: Spec) -> Spec:
         return check_tokenizer(spec)
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, settings: DecoderSettings) -> DecoderSettings:
+        with torch.device("meta"):  # takes no memory, and finds the pieces that do not fit together
+            Decoder.from_settings(settings, n_vocab=1)
+        return settings
 
     @field_validator("objective")
     @classmethod
@@ -100,7 +108,26 @@ def load_recipe(
     sources = list(sources)
     if sources:
         content = _merged(content, {"data": {"source": sources}})
-    return check(Recipe, override(content, list(overrides)))
+    overrides = list(overrides)
+    for path, spec in _default_pieces(Recipe).items():
+        if any(text.strip().startswith(f"{path}.") for text in overrides) and not _is_given(content, path):
+            content = assign(content, {path: spec.written()})
+    return check(Recipe, override(content, overrides))
+
+
+def _default_pieces(settings: type[BaseModel], path: str = "") -> dict[str, Spec]:
+    """Path -> the piece that is there unless a recipe says another: what `optimizer.lr=1e-3` is a setting of."""
+    found: dict[str, Spec] = {}
+    for name, field in settings.model_fields.items():
+        if isinstance(field.default, Spec):
+            found[path + name] = field.default
+        elif isclass(field.annotation) and issubclass(field.annotation, BaseModel):
+            found |= _default_pieces(field.annotation, f"{path}{name}.")
+    return found
+
+
+def _is_given(content: Mapping[str, Any], path: str) -> bool:
+    return any(given == path or given.startswith(f"{path}.") for given, _ in flat(content))
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

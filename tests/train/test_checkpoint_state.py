@@ -120,7 +120,7 @@ def test_restoring_copies_the_optimizer_state() -> None:
     assert all(torch.equal(tensors[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("shape", [{"d_model": 16}, {"n_layers": 2}, {"norm": "layer"}, {"tied": True}])
+@pytest.mark.parametrize("shape", [{"d_model": 16}, {"n_layers": 2}, {"bias": True}, {"tied": True}])
 def test_another_model_is_refused_and_left_as_it_was(shape: dict[str, Any]) -> None:
     first = made(0)
     steps(*first, 1)
@@ -132,7 +132,7 @@ def test_another_model_is_refused_and_left_as_it_was(shape: dict[str, Any]) -> N
     assert all(torch.equal(value, before[name]) for name, value in other.model.state_dict().items())
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "sgd-decay"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_another_optimizer_is_refused(optimizer: str) -> None:
     first = made(0)
     steps(*first, 1)

@@ -1,8 +1,8 @@
 """A run that is killed, and killed again, ends bit for bit as the one that was left alone.
 
-This file is also a program, the conductor: one process that has torch loaded forks a child for each attempt, so that an
-attempt costs no start. It kills each child at a random moment with SIGKILL, or lets it kill itself in the middle of a save,
-until the run is finished; the test then compares what is on the disk with the run that nobody touched.
+This file is also a program, the conductor: one process that has torch loaded forks a child for each attempt, so that
+an attempt costs no start. It kills each child at a random moment with SIGKILL, or lets it kill itself in the middle of
+a save, until the run is finished; the test then compares what is on the disk with the run that nobody touched.
 """
 
 import json
@@ -39,10 +39,8 @@ def recipe_of(folder: Path, store: str) -> Recipe:
         "tokenizer": "char",
         "model": {"d_model": 16, "n_layers": 1, "n_heads": 2, "d_ff": 32, "context": 16, "dropout": 0.1},
         "schedule": {"name": "cosine", "warmup": 3},
-        "train": {
-            **{"steps": STEPS, "batch_size": 4, "accumulate": 2, "keep": 2, "threads": 1, "device": "cpu"},
-            **{"save_every": 2, "eval_every": 4, "eval_tokens": 64, "sample_every": 10},
-        },
+        "train": {"steps": STEPS, "batch_size": 4, "accumulate": 2, "keep": 2, "threads": 1, "device": "cpu"}
+        | {"save_every": 2, "eval_every": 4, "eval_tokens": 64, "sample_every": 10},
         "sample": {"prompts": ["the "], "sampling": {"max_tokens": 4}},
     }
     return load_recipe(base=content)

@@ -14,6 +14,7 @@ from tessera.errors import InputError
 if TYPE_CHECKING:
     from tessera.recipe import Recipe
 
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
 
 
@@ -90,18 +91,22 @@ def print_recipe(recipe: "Recipe") -> None:
 
 
 def toml_lines(content: dict[str, Any], path: str = "") -> list[str]:
-    """`content` as TOML; None, which TOML does not have, becomes a comment."""
+    """`content` as TOML; None, which TOML does not have, is the text "none"."""
     lines, groups = [], []
-    for key, value in content.items():
+    for name, value in content.items():
+        key = name if _BARE_KEY.fullmatch(name) else _toml_value(name)
         if isinstance(value, dict):
             groups.append((f"{path}{key}", value))
-        elif value is None:
-            lines.append(f"# {key} is not set")
         else:
-            lines.append(f"{key} = {json.dumps(value, ensure_ascii=False)}")
+            lines.append(f"{key} = {_toml_value('none' if value is None else value)}")
     for name, group in groups:
         lines += ["", f"[{name}]", *toml_lines(group, f"{name}.")]
     return lines
+
+
+def _toml_value(value: Any) -> str:
+    """JSON is TOML for strings, numbers and lists, but for the one control character that JSON lets through."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def show_plan(recipe: "Recipe", *, as_json: bool) -> None:

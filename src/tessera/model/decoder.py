@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 
 class PostNormBlock(Block):
-    """The original placement (Vaswani et al. 2017): norm(x + f(x)); it has no norm at the end, the last block has one."""
+    """The original placement (Vaswani et al. 2017): norm(x + f(x)). No norm follows the last block."""
 
     final_norm = False
 
@@ -183,8 +183,8 @@ class Decoder(nn.Module):
         if not 0 < length <= self.context:
             raise InputError(f"a cache of {length} tokens for a model whose context is {self.context}")
         weight = self.embedding.weight
-        layers = [block.attention.new_cache(batch_size, length, weight.dtype, weight.device) for block in self.blocks]
-        return Cache(layers)
+        attentions: list[Any] = [block.attention for block in self.blocks]
+        return Cache([each.new_cache(batch_size, length, weight.dtype, weight.device) for each in attentions])
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """What the head reads, (B, T, d_model): the last hidden state of each token.

@@ -59,7 +59,7 @@ class GeluFeedForward(ReluFeedForward):
 class SwigluFeedForward(nn.Module):
     """output(silu(gate(x)) * input(x)), silu(x) = x sigmoid(x).
 
-    `d_ff` is 8/3 d_model unless said, rounded up to a multiple of 32: three matrices then cost what two of 4 d_model do.
+    `d_ff` is 8/3 d_model unless said, rounded up to a multiple of 32: its three matrices cost what two of 4 d_model do.
     """
 
     def __init__(self, *, d_model: int, d_ff: int | None = None, bias: bool = False) -> None:

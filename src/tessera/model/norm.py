@@ -1,31 +1,10 @@
-"""Norms: keep the scale of the residual stream in hand.
-
-LayerNorm centres and scales (Ba et al. 2016), RMSNorm only scales (Zhang and Sennrich 2019). Both work on the last
-dimension; the statistics are taken in fp32 whatever the type of the input.
-"""
+"""Norms: keep the scale of the residual stream in hand."""
 
 import torch
 from torch import Tensor, nn
 
 from tessera.errors import SettingError
-
-
-def layer_norm(x_BTD: Tensor, weight_D: Tensor, bias_D: Tensor | None, eps: float) -> Tensor:
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias, with the biased variance."""
-    x = _at_least_fp32(x_BTD)
-    variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
-    y = ((x - mean) * torch.rsqrt(variance + eps)).to(x_BTD.dtype) * weight_D
-    return y if bias_D is None else y + bias_D
-
-
-def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight."""
-    x = _at_least_fp32(x_BTD)
-    return (x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps)).to(x_BTD.dtype) * weight_D
-
-
-def _at_least_fp32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+from tessera.ops.norm import layer_norm, rms_norm
 
 
 class NoNorm(nn.Module):
@@ -36,7 +15,7 @@ class NoNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Zero mean, unit variance, then a learned scale and (unless `bias` is off) shift."""
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias (Ba et al. 2016); no shift if `bias` is off."""
 
     def __init__(self, *, d_model: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
@@ -49,7 +28,7 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Unit root mean square, then a learned scale."""
+    """x / sqrt(mean(x^2) + eps) * weight (Zhang and Sennrich 2019)."""
 
     def __init__(self, *, d_model: int, eps: float = 1e-5) -> None:
         super().__init__()

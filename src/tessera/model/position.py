@@ -46,7 +46,7 @@ class SinusoidalPosition(Position):
     table's entries are of size 1 and would drown it.
     """
 
-    table_SD: Tensor
+    table: Tensor
 
     def __init__(self, *, context: int, d_model: int, base: float = 10_000.0) -> None:
         super().__init__()
@@ -55,33 +55,33 @@ class SinusoidalPosition(Position):
         angles_SC = _angles(context, d_model, base)
         table_SD = torch.stack((angles_SC.sin(), angles_SC.cos()), dim=-1).flatten(1)
         self.scale = d_model**0.5
-        self.register_buffer("table_SD", table_SD, persistent=False)
+        self.register_buffer("table", table_SD, persistent=False)
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
-        return torch.add(self.table_SD[start : start + x_BTD.shape[1]], x_BTD, alpha=self.scale)
+        return torch.add(self.table[start : start + x_BTD.shape[1]], x_BTD, alpha=self.scale)
 
 
 class RotaryPosition(Position):
     """Turn each pair of a query or key by an angle proportional to its position (Su et al. 2021, RoFormer).
 
     (a, b) -> (a cos - b sin, a sin + b cos), the angle of pair i at position t being t / base^(2i / K); a product of a
-    query and a key then depends on their distance only. Pair i is (x_i, x_{i + K/2}), the layout of Llama in transformers.
+    query and a key then depends on their distance only. Pair i is (x_i, x_{i + K/2}), as transformers lays Llama out.
     """
 
-    cos_SC: Tensor
-    sin_SC: Tensor
+    cos: Tensor
+    sin: Tensor
 
     def __init__(self, *, context: int, d_head: int, base: float = 10_000.0) -> None:
         super().__init__()
         if d_head % 2:
             raise SettingError("d_model / n_heads", d_head, "an even number: rotary positions turn pairs")
         angles_SC = _angles(context, d_head, base)
-        self.register_buffer("cos_SC", angles_SC.cos(), persistent=False)
-        self.register_buffer("sin_SC", angles_SC.sin(), persistent=False)
+        self.register_buffer("cos", angles_SC.cos(), persistent=False)
+        self.register_buffer("sin", angles_SC.sin(), persistent=False)
 
     def rotate(self, x_BTHK: Tensor, start: int) -> Tensor:
         span = slice(start, start + x_BTHK.shape[1])
-        return rotate_halves(x_BTHK, self.cos_SC[span], self.sin_SC[span])
+        return rotate_halves(x_BTHK, self.cos[span], self.sin[span])
 
 
 def _angles(context: int, width: int, base: float) -> Tensor:

@@ -87,8 +87,9 @@ def depth_settings(depth: int) -> dict[str, Any]:
     - context 64 x depth, rounded to a power of two, at most 2,048;
     - tokens a step grow as the parameters do, depth^3: 4,096 at depth 4, 110,000 at depth 12, so that training on 20
       tokens a parameter (Hoffmann et al. 2022, "Chinchilla") is about 15,000 steps at each depth;
-    - peak learning rate 6e-4 x 768 / width, at most 3e-3. That the step shrinks as the width grows is what maximal-update
-      parametrisation derives (Yang et al. 2022); the constant is GPT-3's at 768 wide, and its 2e-4 at 2,048 follows;
+    - peak learning rate 6e-4 x 768 / width, at most 3e-3. That the step shrinks as the width grows is what
+      maximal-update parametrisation derives (Yang et al. 2022); the constant is GPT-3's at 768 wide, and its 2e-4 at
+      2,048 follows;
     - cosine schedule to a tenth, after a warm-up over 2 % of the steps.
     """
     if depth < 1:

@@ -45,6 +45,27 @@ def plain_attention(
     return (weights_BGRTS @ v_BGSK[:, :, None]).view(B, H, T, K)
 
 
+def fused_attention(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, window: int | None = None, bias_HTS: Tensor | None = None
+) -> Tensor:
+    """The same without dropout, through `scaled_dot_product_attention`; no mask is made where none is needed."""
+    B, H, T, K = q_BHTK.shape
+    G, S = k_BGSK.shape[1:3]
+    window = None if window is None or window >= S else window
+    if T == 1 and bias_HTS is None:
+        if window is not None:
+            k_BGSK, v_BGSK = k_BGSK[:, :, -window:], v_BGSK[:, :, -window:]
+        # One query sees every key, so the query heads of a group can stand as its rows: no key is repeated.
+        q_BGRK = q_BHTK.reshape(B, G, H // G, K)
+        return F.scaled_dot_product_attention(q_BGRK, k_BGSK, v_BGSK).view(B, H, 1, K)
+    if T == S and window is None and bias_HTS is None:
+        return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, is_causal=True, enable_gqa=G < H)
+    mask = visible(T, S, window, q_BHTK.device)
+    if bias_HTS is not None:
+        mask = bias_HTS.masked_fill(~mask, float("-inf"))
+    return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask, enable_gqa=G < H)
+
+
 def attention(
     q_BHTK: Tensor,
     k_BGSK: Tensor,
@@ -54,31 +75,7 @@ def attention(
     bias_HTS: Tensor | None = None,
     share_dropped: float = 0.0,
 ) -> Tensor:
-    """`plain_attention` by the fastest way that computes the same: fused unless attention weights are dropped."""
+    """Fused, unless weights are dropped: PyTorch has no fused kernel for that on a CPU, and would draw its own mask."""
     if share_dropped > 0.0:
         return plain_attention(q_BHTK, k_BGSK, v_BGSK, window=window, bias_HTS=bias_HTS, share_dropped=share_dropped)
     return fused_attention(q_BHTK, k_BGSK, v_BGSK, window=window, bias_HTS=bias_HTS)
-
-
-def fused_attention(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, *, window: int | None = None, bias_HTS: Tensor | None = None
-) -> Tensor:
-    """The same without dropout, through `scaled_dot_product_attention`."""
-    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
-    H, G = q_BHTK.shape[1], k_BGSK.shape[1]
-    window = None if window is None or window >= S else window
-    if T == 1 and bias_HTS is None:
-        if window is not None:
-            k_BGSK, v_BGSK = k_BGSK[:, :, -window:], v_BGSK[:, :, -window:]
-        # One query sees every key, so the heads of a group can stand as its rows and no key is copied.
-        return F.scaled_dot_product_attention(q_BHTK.reshape(-1, G, H // G, q_BHTK.shape[3]), k_BGSK, v_BGSK).reshape(
-            q_BHTK.shape
-        )
-    if G < H:
-        k_BGSK, v_BGSK = (x.repeat_interleave(H // G, dim=1) for x in (k_BGSK, v_BGSK))
-    if T == S and window is None and bias_HTS is None:
-        return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, is_causal=True)
-    mask = visible(T, S, window, q_BHTK.device)
-    if bias_HTS is not None:
-        mask = bias_HTS.masked_fill(~mask, float("-inf"))
-    return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSK, attn_mask=mask)

@@ -16,7 +16,9 @@ from tessera.ops.softmax import log_softmax
 
 Reduction = Literal["mean", "sum"]
 CHUNK_BYTES = 8 * 2**20
-"""How large a chunk of logits is: it should stay in the cache of the processor."""
+"""How large a chunk of logits is, so that it stays near the processor ..."""
+CHUNK_ROWS = 256
+"""... but never fewer rows than this: a product of few rows is slow, and each chunk reads the whole table again."""
 
 
 def cross_entropy(
@@ -39,13 +41,13 @@ def linear_cross_entropy(
 ) -> Tensor:
     """`cross_entropy(h @ weight.T, targets)` that never holds all logits; `chunk` is how many rows it holds at once."""
     h_ND, targets_N = _learned(h_ND, targets_N, weight_VD.shape[0], ignore_index)
-    chunk = max(1, CHUNK_BYTES // (4 * weight_VD.shape[0])) if chunk is None else chunk
+    chunk = max(CHUNK_ROWS, CHUNK_BYTES // (4 * len(weight_VD))) if chunk is None else chunk
     total = _LinearCrossEntropy.apply(h_ND, weight_VD, targets_N, chunk)
     return total / len(targets_N) if reduction == "mean" else total
 
 
 def _learned(rows_ND: Tensor, targets_N: Tensor, n_vocab: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The rows whose target counts; raises for a batch without any, whose mean would be 0 / 0, and for ids that do not exist."""
+    """The rows whose target counts; no such row (its mean would be 0 / 0) or an id that does not exist is an error."""
     if targets_N.ndim != 1 or rows_ND.ndim != 2 or len(rows_ND) != len(targets_N):
         raise InputError(
             f"{tuple(rows_ND.shape)} rows for targets of shape {tuple(targets_N.shape)}: expected (N, width) and (N,)"
@@ -89,7 +91,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_h_ND is not None:
                 grad_h_ND[start : start + chunk] = grad_CV @ weight_VD
             if grad_weight_VD is not None:
-                grad_weight_VD.addmm_(grad_CV.T, h_CD)
+                grad_weight_VD += grad_CV.T @ h_CD
         ctx.save_for_backward(grad_h_ND, None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype))
         return total
 

@@ -10,6 +10,6 @@ def softmax(scores: Tensor, dim: int = -1) -> Tensor:
 
 
 def log_softmax(scores: Tensor, dim: int = -1) -> Tensor:
-    """The logarithm of `softmax`, without taking the logarithm of a small number: s_i - max s - log sum_j exp(s_j - max s)."""
+    """log softmax(s)_i = s_i - max s - log sum_j exp(s_j - max s): never the logarithm of a number that became 0."""
     shifted = scores - scores.amax(dim=dim, keepdim=True)
     return shifted - shifted.exp().sum(dim=dim, keepdim=True).log()

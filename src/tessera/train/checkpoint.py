@@ -38,6 +38,7 @@ def capture(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dic
             else:
                 scalars.setdefault(name, {})[key] = value
     meta["optimizer"] = {
+        "kind": type(optimizer).__name__,
         "scalars": scalars,
         "groups": [
             {
@@ -89,6 +90,8 @@ def _restore_optimizer(
         if full_name.startswith("optimizer."):
             _, key, name = full_name.split(".", 2)
             state.setdefault(name, {})[key] = value
+    if meta["kind"] != type(optimizer).__name__:
+        raise InputError(f"the checkpoint is of another optimizer: {meta['kind']}, not {type(optimizer).__name__}")
     if len(meta["groups"]) != len(optimizer.param_groups):
         raise InputError("the checkpoint is of another optimizer: it groups the parameters differently")
     for group, saved in zip(optimizer.param_groups, meta["groups"], strict=True):

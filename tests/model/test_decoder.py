@@ -1,0 +1,127 @@
+import pytest
+import torch
+
+from tessera.config import Spec, check
+from tessera.errors import InputError, SettingError
+from tessera.model.decoder import Decoder, DecoderSettings
+
+
+def small(**settings) -> Decoder:  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    shape = {"n_vocab": 11, "context": 8, "d_model": 16, "n_layers": 2, "n_heads": 4}
+    return Decoder(**{**shape, **settings}).eval()  # type: ignore[arg-type]
+
+
+IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]])
+
+
+@pytest.mark.parametrize("changed", range(8))
+def test_a_later_token_changes_nothing_before_it(changed: int) -> None:
+    model, other = small(), IDS.clone()
+    other[0, changed] = 0
+    differs = (model(IDS) - model(other)).abs().amax(-1) > 1e-7
+    assert differs[0].tolist() == [t >= changed for t in range(8)]
+    assert not differs[1].any()
+
+
+def test_a_window_reaches_one_window_further_each_layer() -> None:
+    model, other = small(attention={"name": "gqa", "window": 2}), IDS.clone()
+    other[0, 2] = 0
+    differs = (model(IDS) - model(other)).abs().amax(-1)[0] > 1e-7
+    assert differs.tolist() == [False, False, True, True, True, False, False, False]
+
+
+def test_logits_are_the_hidden_state_times_the_head() -> None:
+    model = small()
+    assert model.head_weight.shape == (11, 16)
+    torch.testing.assert_close(model(IDS), model.hidden(IDS) @ model.head_weight.T)
+
+
+def test_a_tied_head_is_the_embedding_and_stored_once() -> None:
+    tied, untied = small(tied=True), small()
+    assert tied.head_weight is tied.embedding.weight
+    assert untied.n_params - tied.n_params == 11 * 16
+    assert not any(name.startswith("head") for name in tied.state_dict())
+
+
+def test_dropout_only_while_training() -> None:
+    model = small(dropout=0.5)
+    assert torch.equal(model(IDS), model(IDS))
+    model.train()
+    assert not torch.equal(model(IDS), model(IDS))
+
+
+def test_a_cache_goes_on_where_it_was_and_starts_again_after_reset() -> None:
+    model = small()
+    cache = model.new_cache(2)
+    first = model(IDS[:, :5], cache)
+    assert (cache.length, cache.capacity) == (5, 8)
+    assert not first.requires_grad
+    with pytest.raises(InputError, match="9 tokens are longer than the model's context of 8"):
+        model(IDS[:, :4], cache)
+    cache.reset()
+    torch.testing.assert_close(model(IDS[:, :5], cache), first)
+
+
+def test_a_cache_takes_the_type_of_the_weights() -> None:
+    model = small().bfloat16()
+    cache = model.new_cache(1, 4)
+    keys, _ = cache.layers[0].append(*torch.zeros(2, 1, 4, 1, 4, dtype=torch.bfloat16))
+    assert keys.dtype == torch.bfloat16
+    cache.reset()
+    assert model(IDS[:1, :4], cache).isfinite().all()
+    with pytest.raises(InputError, match="a cache of 9 tokens"):
+        model.new_cache(1, 9)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(1, 9, dtype=torch.long), "9 tokens are longer than the model's context of 8"),
+        (torch.tensor([[1, 11]]), "token id 11 is outside of the vocabulary of 11"),
+        (torch.tensor([[1, -1]]), "token id -1 is outside"),
+        (torch.zeros(1, 0, dtype=torch.long), r"shape \(1, 0\)"),
+        (torch.zeros(3, dtype=torch.long), r"shape \(3,\)"),
+    ],
+)
+def test_bad_ids_are_errors(ids: torch.Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        small()(ids)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"d_model": 18}, "model.d_model = 18: expected a multiple of n_heads = 4"),
+        ({"n_layers": 0}, "model.n_layers = 0: expected at least 1"),
+        ({"dropout": 1.0}, "model.dropout = 1.0"),
+        ({"placement": "sandwich"}, "model.placement = 'sandwich': expected one of pre, post"),
+        ({"norm": "rmsnorm"}, "model.norm has no 'rmsnorm'"),
+        ({"attention": {"name": "gqa", "n_kv_head": 2}}, "did you mean 'n_kv_heads'?"),
+        ({"attention": {"name": "gqa", "n_kv_heads": 3}}, "n_kv_heads = 3: expected a divisor of n_heads = 4"),
+        ({"attention": {"name": "gqa", "d_model": 32}}, "has no 'd_model'"),
+        ({"d_model": 12}, "an even number: rotary positions turn pairs"),
+    ],
+)
+def test_impossible_settings_are_errors(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError) as error:
+        small(**settings)
+    assert message in str(error.value)
+
+
+def test_settings_hold_every_argument_but_the_vocabulary() -> None:
+    settings = check(
+        DecoderSettings, {"d_model": 16, "n_heads": 4, "norm": {"name": "layer", "eps": 0.1}, "bias": True}
+    )
+    assert settings.norm == Spec("layer", {"eps": 0.1})
+    model = Decoder.from_settings(settings, n_vocab=7)
+    assert model.blocks[0].attention_norm.eps == 0.1  # type: ignore[union-attr]
+    assert model.blocks[0].attention.query.bias is not None  # type: ignore[union-attr]
+    with pytest.raises(SettingError, match=r"model.norm \(layer\) has no 'epsilon'"):
+        check(DecoderSettings, {"norm": {"name": "layer", "epsilon": 0.1}})
+
+
+def test_the_meta_device_counts_without_memory() -> None:
+    with torch.device("meta"):
+        model = small(d_model=4096, n_heads=32, n_layers=4)
+    assert model.n_params == 2 * 11 * 4096 + 4 * (4 * 4096**2 + 3 * 4096 * 10944 + 2 * 4096) + 4096
