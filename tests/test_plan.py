@@ -70,14 +70,25 @@ def test_tokens_and_memory_add_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["byte", {"name": "bpe", "vocab_size": 300}, {"name": "word", "vocab_size": 9}, {"name": "bpe-naive"}]
+    "spec",
+    [
+        "byte",
+        {"name": "byte", "specials": {"<|a|>": 500}},
+        {"name": "bpe", "vocab_size": 300},
+        {"name": "bpe", "vocab_size": 300, "specials": {"<|a|>": 299, "<|b|>": 700}},
+        {"name": "bpe-naive", "vocab_size": 270, "specials": ["<|a|>", "<|b|>"]},
+        {"name": "word", "vocab_size": 9},
+    ],
 )
 def test_the_expected_vocabulary_is_what_training_gives(spec: str | dict[str, object]) -> None:
-    text = "".join(f"{i} words of the text that is here for this {i * i}\n" for i in range(3000))
+    text = "".join(f"{i} words of the text that is here for this {i * i}\n" for i in range(300))
     recipe = load_recipe(None, sources=["my.txt"], base={"tokenizer": spec})
-    if recipe.tokenizer.name != "bpe-naive":  # training its default size takes long, and says nothing more
-        assert expected_vocabulary(recipe) == train_tokenizer(recipe.tokenizer, [text]).n_vocab
+    assert expected_vocabulary(recipe) == train_tokenizer(recipe.tokenizer, [text]).n_vocab
     assert make_plan(recipe).n_vocab == expected_vocabulary(recipe)
+
+
+def test_the_vocabulary_that_a_kind_has_by_default_is_expected() -> None:
+    assert expected_vocabulary(load_recipe(None, sources=["my.txt"], base={"tokenizer": "bpe"})) == 4096
 
 
 def test_a_large_model_is_planned_at_once_and_without_its_memory() -> None:

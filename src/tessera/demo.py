@@ -26,20 +26,21 @@ MINUTES = 5.0
 
 RECIPE: dict[str, Any] = {
     "name": "demo",
-    "data": {"source": ["python-stdlib"], "validation": 0.05},
+    "data": {"source": ["python-stdlib"], "validation": 0.1},
     "tokenizer": {"name": "bpe", "vocab_size": 4096, "pattern": "gpt4"},
     "model": {
         "context": 256,
         "d_model": 192,
-        "n_layers": 4,
+        "n_layers": 5,
         "n_heads": 3,
+        "attention": {"name": "gqa", "qk_norm": True},
         "tied": True,
     },
-    "optimizer": {"name": "adamw", "lr": 6e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
-    "schedule": {"name": "cosine", "warmup": 40, "floor": 0.02},
-    "train": {"steps": 900, "batch_size": 8, "eval_every": 100, "eval_tokens": 16384, "save_every": 300},
+    "optimizer": {"name": "muon", "lr": 8e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
+    "schedule": {"name": "cosine", "warmup": 20, "floor": 0.0},
+    "train": {"steps": 600, "batch_size": 8, "eval_every": 60, "eval_tokens": 16384, "save_every": 200},
     "sample": {
-        "prompts": ["def ", "class ", "import os\n"],
+        "prompts": ["def ", "class ", "if "],
         "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 120},
     },
 }

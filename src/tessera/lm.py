@@ -18,6 +18,7 @@ import torch
 from tessera import __version__
 from tessera.config import Spec, build, check
 from tessera.data.rows import DocumentRows
+from tessera.errors import SettingError
 from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
 from tessera.model.decoder import Decoder, DecoderSettings
@@ -83,6 +84,8 @@ class LM:
 
         `callback(epoch, loss)` is called after each epoch, counted from 1.
         """
+        if epochs < 1:
+            raise SettingError("epochs", epochs, "a whole number from 1")
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = DocumentRows(
             [self.tokenizer.encode(text) for text in texts],

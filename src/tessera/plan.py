@@ -6,7 +6,9 @@ section 2.1), with the attention's own part added, over a measured matrix produc
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 
 import torch
 
@@ -68,11 +70,16 @@ def make_plan(recipe: Recipe, *, n_vocab: int | None = None) -> Plan:
 
 
 def expected_vocabulary(recipe: Recipe) -> int:
-    """The vocabulary size that the tokenizer's settings ask for; 256 where only the text decides it (`char`)."""
-    settings = recipe.tokenizer.settings
-    if "vocab_size" in settings:
-        return int(settings["vocab_size"])
-    return TOKENIZERS["byte"].train([]).n_vocab
+    """The vocabulary size that the tokenizer's settings ask for; that of bytes where only the text decides it."""
+    kind, settings = TOKENIZERS[recipe.tokenizer.name], recipe.tokenizer.settings
+    asked = signature(kind.train).parameters.get("vocab_size")
+    size = settings.get("vocab_size", asked.default if asked else None)
+    specials = {"specials": settings["specials"]} if "specials" in settings else {}
+    if size is None:
+        return TOKENIZERS["byte"].train([], **specials).n_vocab
+    given = specials.get("specials", ())
+    ids = [id for id in given.values() if id is not None] if isinstance(given, Mapping) else []
+    return max(size, *(id + 1 for id in ids), 1)
 
 
 def _states_per_parameter(recipe: Recipe, model: Decoder) -> int:

@@ -9,7 +9,7 @@ from tessera.model.attention import GroupedQueryAttention
 from tessera.model.position import Position, RotaryPosition
 
 
-def filled(**settings) -> GroupedQueryAttention:  # type: ignore[no-untyped-def]
+def filled(**settings) -> GroupedQueryAttention:
     torch.manual_seed(0)
     layer = GroupedQueryAttention(**settings)
     for parameter in layer.parameters():
@@ -26,8 +26,8 @@ def test_equals_torch_multi_head_attention(bias: bool) -> None:
         theirs.in_proj_weight.copy_(torch.cat([part.weight for part in parts]))
         theirs.out_proj.weight.copy_(ours.output.weight)
         if bias:
-            theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))  # type: ignore[misc]
-            theirs.out_proj.bias.copy_(ours.output.bias)  # type: ignore[arg-type]
+            theirs.in_proj_bias.copy_(torch.cat([part.bias for part in parts]))
+            theirs.out_proj.bias.copy_(ours.output.bias)
     x = torch.randn(2, 5, 12)
     expected, _ = theirs(x, x, x, attn_mask=torch.ones(5, 5, dtype=torch.bool).triu(1))
     torch.testing.assert_close(ours(x, Position()), expected, rtol=1e-5, atol=1e-5)
@@ -100,4 +100,4 @@ def test_dropout_only_while_training() -> None:
 )
 def test_impossible_shapes_are_errors(settings: dict[str, int], message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        GroupedQueryAttention(**settings)  # type: ignore[arg-type]
+        GroupedQueryAttention(**settings)

@@ -18,7 +18,6 @@ VARIANTS = {
     "grouped": {"n_kv_heads": 2},
     "multi-query": {"n_kv_heads": 1},
     "window": {"window": 3},
-    "qk-norm": {"qk_norm": True, "n_kv_heads": 2},
 }
 ALL = list(product(POSITIONS, NORMS, PLACEMENTS, ATTENTIONS, VARIANTS, FEED_FORWARDS))
 PREFILLS = [[1] * 10, [4, 3, 1, 1, 1], [10]]

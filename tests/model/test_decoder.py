@@ -6,10 +6,10 @@ from tessera.errors import InputError, SettingError
 from tessera.model.decoder import Decoder, DecoderSettings
 
 
-def small(**settings) -> Decoder:  # type: ignore[no-untyped-def]
+def small(**settings) -> Decoder:
     torch.manual_seed(0)
     shape = {"n_vocab": 11, "context": 8, "d_model": 16, "n_layers": 2, "n_heads": 4}
-    return Decoder(**{**shape, **settings}).eval()  # type: ignore[arg-type]
+    return Decoder(**{**shape, **settings}).eval()
 
 
 IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]])
@@ -115,8 +115,8 @@ def test_settings_hold_every_argument_but_the_vocabulary() -> None:
     )
     assert settings.norm == Spec("layer", {"eps": 0.1})
     model = Decoder.from_settings(settings, n_vocab=7)
-    assert model.blocks[0].attention_norm.eps == 0.1  # type: ignore[union-attr]
-    assert model.blocks[0].attention.query.bias is not None  # type: ignore[union-attr]
+    assert model.blocks[0].attention_norm.eps == 0.1
+    assert model.blocks[0].attention.query.bias is not None
     with pytest.raises(SettingError, match=r"model.norm \(layer\) has no 'epsilon'"):
         check(DecoderSettings, {"norm": {"name": "layer", "epsilon": 0.1}})
 

@@ -11,7 +11,7 @@ from tessera.model.feedforward import FEED_FORWARDS, GeluFeedForward, SwigluFeed
     ("name", "activate"),
     [("relu", F.relu), ("relu2", lambda x: F.relu(x) ** 2), ("gelu", nn.GELU(approximate="tanh"))],
 )
-def test_plain_kinds_equal_torch(name: str, activate, bias: bool) -> None:  # type: ignore[no-untyped-def]
+def test_plain_kinds_equal_torch(name: str, activate, bias: bool) -> None:
     layer = FEED_FORWARDS[name](d_model=6, bias=bias)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)

@@ -5,14 +5,14 @@ from tessera.errors import SettingError
 from tessera.model.decoder import Decoder
 
 
-def model(**settings) -> Decoder:  # type: ignore[no-untyped-def]
+def model(**settings) -> Decoder:
     torch.manual_seed(0)
     return Decoder(
         n_vocab=500, context=64, d_model=128, n_layers=8, n_heads=2, bias=True, position="learned", **settings
     )
 
 
-def stds(**settings) -> dict[str, float]:  # type: ignore[no-untyped-def]
+def stds(**settings) -> dict[str, float]:
     names = (
         "embedding",
         "position",

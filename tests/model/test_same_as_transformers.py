@@ -12,7 +12,7 @@ def shake(model: nn.Module) -> None:
     """Random values in every parameter, also in those that start at 0 or 1 and would hide a mistake."""
     torch.manual_seed(0)
     for parameter in model.parameters():
-        nn.init.normal_(parameter, mean=0.1 if parameter.ndim == 1 else 0.0, std=0.2)
+        nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.2)
 
 
 def from_gpt2(theirs: dict[str, Tensor], n_layers: int) -> dict[str, Tensor]:

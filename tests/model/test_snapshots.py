@@ -40,20 +40,20 @@ def filled(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-def made(registry: dict, name: str, **settings) -> nn.Module:  # type: ignore[no-untyped-def, type-arg]
+def made(registry: dict, name: str, **settings) -> nn.Module:
     return filled(build(registry, Spec(name, settings), **SHAPE))
 
 
 def position(name: str) -> list[Tensor]:
     piece = made(POSITIONS, name)
-    return [piece.embed(wave(1, 3, 8), 2), piece.rotate(wave(1, 3, 4, 2), 2)]  # type: ignore[operator]
+    return [piece.embed(wave(1, 3, 8), 2), piece.rotate(wave(1, 3, 4, 2), 2)]
 
 
-def attention(name: str, **settings) -> Tensor:  # type: ignore[no-untyped-def]
+def attention(name: str, **settings) -> Tensor:
     return made(ATTENTIONS, name, **settings)(wave(1, 5, 8), Position())
 
 
-def decoder(**settings) -> Tensor:  # type: ignore[no-untyped-def]
+def decoder(**settings) -> Tensor:
     shape = {"n_vocab": 5, "context": 8, "d_model": 8, "n_layers": 2, "n_heads": 4}
     return filled(Decoder(**(shape | settings)))(torch.tensor([[0, 1, 2, 3, 4]]))
 

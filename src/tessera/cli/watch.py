@@ -61,6 +61,9 @@ def show_result(out: Console, result: Result) -> None:
         )
     for name, bits in result.compressors.items():
         out.print(f"  {name:<8} {bits:.4f} bits per byte for the same text")
+    if "python_share" in result.extra:
+        share, n = result.extra["python_share"], result.extra["snippets"]
+        out.print(f"Of {n} sampled snippets {share:.0%} are Python: ast.parse accepts them.")
     if result.outcome == "out of time":
         out.print(f"Out of time at step {result.step:,}; saved.")
     out.print("\n[bold]Next[/bold]")

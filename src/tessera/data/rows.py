@@ -12,7 +12,7 @@ import torch
 
 from tessera.data.batches import IGNORE, Batch
 from tessera.data.shuffle import Purpose, permutation
-from tessera.errors import InputError
+from tessera.errors import InputError, SettingError
 
 
 class DocumentRows:
@@ -26,6 +26,9 @@ class DocumentRows:
     def __init__(
         self, texts: Sequence[Sequence[int]], *, context: int, batch_size: int, end_id: int | None = None, seed: int = 0
     ) -> None:
+        for name, value in (("context", context), ("batch_size", batch_size)):
+            if value < 1:
+                raise SettingError(name, value, "a whole number from 1")
         end = [] if end_id is None else [end_id]
         closed = [[*ids, *end] for ids in texts if len(ids)]
         self._rows = [ids[i : i + context + 1] for ids in closed for i in range(0, len(ids) - 1, context)]

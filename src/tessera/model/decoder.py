@@ -193,7 +193,7 @@ class Decoder(nn.Module):
         """
         start = 0 if cache is None else cache.length
         self._check_ids(ids_BT, start)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
+        with _gradients(cache):
             x_BTD = self.position.embed(self.embedding(ids_BT), start)
             x_BTD = dropout(x_BTD, self.dropout if self.training else 0.0)
             for i, block in enumerate(self.blocks):
@@ -202,7 +202,9 @@ class Decoder(nn.Module):
 
     def forward(self, ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """The logits (B, T, n_vocab) of the token after each one."""
-        return self.hidden(ids_BT, cache) @ self.head_weight.T
+        h_BTD = self.hidden(ids_BT, cache)
+        with _gradients(cache):
+            return h_BTD @ self.head_weight.T
 
     def _check_ids(self, ids_BT: Tensor, start: int) -> None:
         if ids_BT.ndim != 2 or 0 in ids_BT.shape:
@@ -226,6 +228,11 @@ _SLOTS: dict[str, dict[str, Any]] = {
 }
 _GIVEN = ("n_vocab", "context", "d_model", "n_layers", "n_heads", "d_head", "d_ff")
 """What the decoder gives to every piece, so that a spec may not set it."""
+
+
+def _gradients(cache: Cache | None) -> torch.set_grad_enabled:
+    """As they are, but none through a cache: what it holds was made by calls that are over."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and cache is None)
 
 
 def _check_sizes(sizes: dict[str, int]) -> None:

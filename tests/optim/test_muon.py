@@ -1,0 +1,102 @@
+"""Muon: its orthogonal update against the singular value decomposition, its step against torch.optim and by hand."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tessera.errors import SettingError
+from tessera.model.decoder import Decoder
+from tessera.optim import AdamW, groups
+from tessera.optim.muon import COEFFICIENTS, Muon, muon_step, orthogonalize
+
+
+def by_singular_values(matrix: torch.Tensor, rounds: int = 5) -> torch.Tensor:
+    """The same polynomial, applied to each singular value on its own."""
+    a, b, c = COEFFICIENTS
+    u, s, vh = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+    for _ in range(rounds):
+        s = a * s + b * s**3 + c * s**5
+    return u * s @ vh
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31))
+@settings(max_examples=50, deadline=None)
+def test_orthogonalize_is_the_polynomial_of_the_singular_values(rows: int, columns: int, seed: int) -> None:
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    assert torch.allclose(orthogonalize(x[None])[0], by_singular_values(x), atol=1e-9)
+
+
+def test_singular_values_come_out_near_one() -> None:
+    x = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalize(x))
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_a_zero_gradient_gives_no_nan() -> None:
+    assert orthogonalize(torch.zeros(1, 4, 6)).abs().max() == 0
+
+
+def test_steps_equal_torch_muon_within_its_bfloat16() -> None:
+    """torch rounds the iteration to bfloat16 (3 digits); over 20 steps the paths stay together to that precision."""
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(32, 48, generator=generator)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    muon = Muon([{"params": [ours], "kind": "matrix"}], lr=0.01, weight_decay=0.1)
+    torch_muon = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(20):
+        gradient = torch.randn(32, 48, generator=generator)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        muon.step()
+        torch_muon.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() / moved < 0.01
+
+
+def test_a_step_by_hand() -> None:
+    """One weight: u / |u| = 1 goes through the polynomial; Nesterov does not change a direction's length here."""
+    weight, mean = torch.tensor([[2.0]], dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    muon_step([weight], [torch.tensor([[0.5]], dtype=torch.float64)], [mean], lr=0.1, momentum=0.95, weight_decay=0.5)
+    s = 1.0
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    assert weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1 * 0.2 * s, abs=1e-9)
+    assert mean.item() == pytest.approx(0.05 * 0.5)
+
+
+def test_tables_and_vectors_are_adamw() -> None:
+    torch.manual_seed(0)
+    model = Decoder(n_vocab=11, context=8, d_model=8, n_layers=1, n_heads=2)
+    muon, adamw = Muon(groups(model), lr=0.01, weight_decay=0.0), None
+    table = torch.nn.Parameter(model.embedding.weight.detach().clone())
+    adamw = AdamW([table], lr=0.01, betas=(0.9, 0.95), weight_decay=0.0)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    table.grad = model.embedding.weight.grad.clone()
+    muon.step()
+    adamw.step()
+    assert torch.equal(model.embedding.weight, table)
+    assert "momentum_buffer" in muon.state[model.blocks[0].attention.query.weight]
+    assert "exp_avg" in muon.state[model.embedding.weight]
+
+
+def test_a_resumed_muon_goes_on_bit_for_bit() -> None:
+    def train(cut: int | None) -> torch.Tensor:
+        torch.manual_seed(3)
+        weight = torch.nn.Parameter(torch.randn(6, 4))
+        optimizer = Muon([{"params": [weight], "kind": "matrix"}], lr=0.02)
+        for step in range(6):
+            if step == cut:
+                state = optimizer.state_dict()
+                optimizer = Muon([{"params": [weight], "kind": "matrix"}], lr=0.02)
+                optimizer.load_state_dict(state)
+            weight.grad = torch.randn(6, 4, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+        return weight.detach()
+
+    assert torch.equal(train(None), train(3))
+
+
+def test_a_wrong_momentum_is_refused() -> None:
+    with pytest.raises(SettingError, match="momentum"):
+        Muon([torch.nn.Parameter(torch.zeros(2, 2))], lr=0.1, momentum=1.0)
