@@ -96,7 +96,15 @@ def test_the_share_of_python_is_what_ast_accepts(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_prompts_can_begin_python() -> None:
-    endings = ("f(x): pass", "a", "a import b", "    pass\n", "x in y: pass", "    pass\nfinally: pass", "f\ndef g(): 0")
+    endings = (
+        "f(x): pass",
+        "a",
+        "a import b",
+        "    pass\n",
+        "x in y: pass",
+        "    pass\nfinally: pass",
+        "f\ndef g(): 0",
+    )
     for prompt in demo.SNIPPET_PROMPTS:
         parsed = []
         for ending in endings:

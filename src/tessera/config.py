@@ -77,7 +77,7 @@ class Spec:
 @cache
 def _parameters(make: Callable[..., Any]) -> dict[str, tuple[Any, bool]]:
     """Keyword -> (annotation, has a default) of a piece's constructor."""
-    target = make.__init__ if inspect.isclass(make) else make  # type: ignore[misc]
+    target = make.__init__ if inspect.isclass(make) else make
     hints = get_type_hints(target)
     parameters = inspect.signature(make).parameters.values()
     return {

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from tessera.config import assign, check
-from tessera.evaluate.syntax import complete_part, is_python
+from tessera.evaluate.syntax import python_share
 from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
 from tessera.job import Result
@@ -40,14 +40,21 @@ RECIPE: dict[str, Any] = {
     "schedule": {"name": "cosine", "warmup": 20, "floor": 0.0},
     "train": {"steps": 600, "batch_size": 8, "eval_every": 60, "eval_tokens": 16384, "save_every": 200},
     "sample": {
-        "prompts": ["def ", "class ", "if "],
+        "prompts": ["import os\nimport sys\n\n\ndef", "import os\nimport sys\n\n\nclass", ""],
         "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 120},
     },
 }
 
-SNIPPET_PROMPTS = ("def ", "class ", "import ", "from ", "if __name__ == '__main__':\n", "for ", "try:\n", "@")
-SNIPPETS_A_PROMPT = 4
-SNIPPETS = Sampling(temperature=0.7, top_p=0.95, max_tokens=120, seed=0)
+_MODULE = "import os\nimport sys\n\n\n"
+_FUNCTION = _MODULE + "def main(path, name=None):\n    path = os.path.join(path, name)\n   "
+SNIPPET_PROMPTS = (
+    *("import os\n" + start for start in ("import", "from")),
+    *(_MODULE + start for start in ("def", "class", "if", "_")),
+    *(_FUNCTION + start for start in (" if", " for", " return", " raise", " name =", " with")),
+)
+"""A module, and the beginning of a line in it. No space at the end: a token begins with the space before its word."""
+SNIPPETS_A_PROMPT = 8
+SNIPPETS = Sampling(temperature=0.7, top_p=0.95, max_tokens=64, seed=0, stop=("\n",))
 
 _OVERHEAD = 60.0
 """Seconds that are not training, at the most: text, tokenizer, shards, evaluation, samples, report."""
@@ -70,8 +77,8 @@ def demo_recipe(minutes: float | None, *, seed: int = 1337) -> tuple[Recipe, str
         "train.steps": steps,
         "train.max_minutes": max(0.9 * budget - 0.5 * min(_OVERHEAD, 0.4 * budget), 10) / 60,
         "schedule.warmup": min(int(recipe.schedule.settings["warmup"]), max(1, steps // 10)),
-        "train.eval_every": max(1, steps // 9),
-        "train.save_every": max(1, steps // 3),
+        "train.eval_every": math.ceil(steps / 10),
+        "train.save_every": math.ceil(steps / 3),
     }
     return check(Recipe, assign(RECIPE, {"seed": seed} | values)), said
 
@@ -97,13 +104,12 @@ def measure_step(recipe: Recipe, *, rounds: int = 5) -> float:
 
 
 def measure_python_share(result: Result) -> None:
-    """Of snippets that the model writes, the share that `ast.parse` accepts: into the run's evaluations."""
+    """Of lines that the model completes, the share that `ast.parse` accepts: into the run's evaluations."""
     engine = Engine(result.model, result.tokenizer)
     snippets = [
         prompt + text for prompt in SNIPPET_PROMPTS for text in engine.generate(prompt, SNIPPETS, n=SNIPPETS_A_PROMPT)
     ]
-    verdicts = [is_python(complete_part(snippet)) for snippet in snippets]
-    share = sum(verdicts) / len(verdicts)
-    result.run.add_evaluation(result.step, "python_share", share, {"snippets": len(snippets), "parsed": sum(verdicts)})
+    share = python_share(snippets)
+    result.run.add_evaluation(result.step, "python_share", share, {"snippets": len(snippets)})
     result.extra["python_share"] = share
     result.extra["snippets"] = len(snippets)

@@ -1,32 +1,29 @@
-"""What counts as Python, and what is cut off before it is judged."""
+"""What counts as Python, and what is added before it is judged."""
 
 import warnings
 
 import pytest
 
-from tessera.evaluate.syntax import complete_part, is_python, python_share
+from tessera.evaluate.syntax import is_python, python_share, with_body
 
 CASES = [
     ("", ""),
-    ("x = 1", ""),
-    ("x = 1\ny = 2", "x = 1\n"),
-    ("x = 1\ny = (2,", "x = 1\n"),
-    ("def f():\n    return 1\n\ndef g(", "def f():\n    return 1\n\n"),
-    ("def f():\n    return", ""),
-    ("f(\n    1,\n)\nx", "f(\n    1,\n)\n"),
-    ("x = [\n]\n", ""),
-    ("import a\n# a comment\n  ", ""),
-    ("import a\n\n# a comment\nimport b", "import a\n\n# a comment\n"),
-    ("    indented\n  only", ""),
+    ("x = 1", "x = 1"),
+    ("if x:", "if x:\n    pass\n"),
+    ("if x:  \n", "if x:\n    pass\n"),
+    ("def f():\n    for x in y:", "def f():\n    for x in y:\n        pass\n"),
+    ("x[1:", "x[1:\n    pass\n"),
 ]
 
 
-@pytest.mark.parametrize(("snippet", "complete"), CASES)
-def test_the_last_top_level_statement_is_left_out(snippet: str, complete: str) -> None:
-    assert complete_part(snippet) == complete
+@pytest.mark.parametrize(("snippet", "whole"), CASES)
+def test_the_head_of_a_block_is_given_a_body(snippet: str, whole: str) -> None:
+    assert with_body(snippet) == whole
 
 
-@pytest.mark.parametrize("text", ["x = 1", "def f():\n    pass\n", "import os\n# end\n", '"text"', 'x = "\\d"', "é = 1"])
+@pytest.mark.parametrize(
+    "text", ["x = 1", "def f():\n    pass\n", "import os\n# end\n", '"text"', 'x = "\\d"', "é = 1"]
+)
 def test_python_is_python(text: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -42,7 +39,7 @@ def test_what_is_not_python_is_not(text: str) -> None:
 
 
 def test_the_share_is_of_all_snippets() -> None:
-    good, bad, incomplete = "x = 1\ny = (", "x = = 1\ny = 2", "x = 1"
-    assert python_share([good, bad, incomplete, good]) == 0.5
-    assert python_share([good]) == 1.0
+    good, head, bad, incomplete = "x = 1", "def f():", "x = = 1", "x = ("
+    assert python_share([good, bad, incomplete, head]) == 0.5
+    assert python_share([good, head]) == 1.0
     assert python_share([]) == 0.0

@@ -17,7 +17,7 @@ PLAIN_SECONDS = 10.0  # between two plain lines
 
 def console(*, quiet: bool = False) -> Console:
     """Standard output for people. Where a program reads standard output (`--json`), `quiet` says nothing at all."""
-    return Console(quiet=quiet, highlight=False, soft_wrap=True)
+    return Console(quiet=quiet, highlight=False, emoji=False, soft_wrap=True)
 
 
 def duration(seconds: float) -> str:

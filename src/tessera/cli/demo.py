@@ -35,6 +35,7 @@ def demo(
     )
     watcher.say(fitted)
     result = job.train(recipe, out, watcher=watcher, measure=measure_python_share)
+    result.run.close()
     show_result(out_console, result)
     if as_json:
         print(json.dumps(result.summary()))

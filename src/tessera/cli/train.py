@@ -71,6 +71,7 @@ def train(
     elif dry_run:
         show_plan(settings, as_json=as_json)
     else:
+        result.run.close()
         show_result(out_console, result)
         if as_json:
             print(json.dumps(result.summary()))

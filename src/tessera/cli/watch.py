@@ -38,12 +38,21 @@ class ConsoleWatcher(Watcher):
 def stream_text(out: Console, prompt: str, pieces: Iterator[str]) -> str:
     """The prompt, then the text as it comes; returns the text."""
     text = ""
-    out.print(escape(prompt), end="", style="cyan")
+    _write(out, prompt, style="cyan")
     for piece in pieces:
         text += piece
-        out.print(escape(piece), end="")
+        _write(out, piece)
     out.print()
     return text
+
+
+def _write(out: Console, text: str, style: str | None = None) -> None:
+    """A piece of text as it is: into a file or a pipe with the control characters that a terminal is spared."""
+    if out.is_terminal or out.quiet:
+        out.print(escape(text), end="", style=style)
+    else:
+        out.file.write(text)
+        out.file.flush()
 
 
 def show_result(out: Console, result: Result) -> None:
@@ -63,7 +72,7 @@ def show_result(out: Console, result: Result) -> None:
         out.print(f"  {name:<8} {bits:.4f} bits per byte for the same text")
     if "python_share" in result.extra:
         share, n = result.extra["python_share"], result.extra["snippets"]
-        out.print(f"Of {n} sampled snippets {share:.0%} are Python: ast.parse accepts them.")
+        out.print(f"Of {n} sampled lines {share:.0%} are Python: ast.parse accepts them.")
     if result.outcome == "out of time":
         out.print(f"Out of time at step {result.step:,}; saved.")
     out.print("\n[bold]Next[/bold]")

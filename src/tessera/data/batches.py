@@ -26,8 +26,8 @@ IGNORE = -100
 class Batch:
     """What the model reads, and what it should say next at each place; both int64."""
 
-    inputs_BT: Tensor  # noqa: N815
-    targets_BT: Tensor  # noqa: N815
+    inputs_BT: Tensor
+    targets_BT: Tensor
 
     @property
     def n_targets(self) -> int:

@@ -103,7 +103,8 @@ def metric_figure(named_curves: Mapping[str, Curve], label: str) -> Figure:
 def svg(figure: Figure) -> str:
     """A figure as an inline SVG element with a transparent ground."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    nothing_about_it = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", metadata=nothing_about_it, transparent=True)
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
@@ -136,7 +137,7 @@ def _tiles(run: Run, evaluations: Mapping[str, Any]) -> str:
     tiles = {
         "bits per byte, held out": _value(evaluations, "bits_per_byte", ".3f"),
         "validation loss": _value(evaluations, "validation_loss", ".3f"),
-        "of its snippets are Python": _value(evaluations, "python_share", ".0%"),
+        "of the lines it completes are Python": _value(evaluations, "python_share", ".0%"),
         "steps": f"{last[-1][0]:,}" if last else None,
     }
     shown = "".join(f"<div class=tile><b>{value}</b>{name}</div>" for name, value in tiles.items() if value)

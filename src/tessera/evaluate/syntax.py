@@ -1,21 +1,18 @@
 """Of what a model wrote, how much is Python: the share of snippets that `ast.parse` accepts."""
 
 import ast
-import re
 import warnings
 from collections.abc import Iterable
 
-_STATEMENT = re.compile(r"^(?=[^\s#)\]}])", re.MULTILINE)
 
-
-def complete_part(snippet: str) -> str:
-    """`snippet` without its last top-level statement, which the end of sampling may have cut in two.
-
-    A statement starts at a line that is neither blank, indented, a comment nor a closing bracket. What is left may be
-    empty.
-    """
-    starts = [match.start() for match in _STATEMENT.finditer(snippet)]
-    return snippet[: starts[-1]] if starts else ""
+def with_body(snippet: str) -> str:
+    """A snippet that ends with the head of a block (`if x:`), with `pass` as the block; any other as it is."""
+    text = snippet.rstrip()
+    if not text.endswith(":"):
+        return snippet
+    head = text.rpartition("\n")[2]
+    indent = head[: len(head) - len(head.lstrip())]
+    return f"{text}\n{indent}    pass\n"
 
 
 def is_python(text: str) -> bool:
@@ -29,6 +26,6 @@ def is_python(text: str) -> bool:
 
 
 def python_share(snippets: Iterable[str]) -> float:
-    """The share of `snippets` whose complete part is Python; one with no complete statement counts as not."""
-    verdicts = [is_python(complete_part(snippet)) for snippet in snippets]
+    """The share of `snippets` that are Python, a block without its body counted with one; 0 of none."""
+    verdicts = [is_python(with_body(snippet)) for snippet in snippets]
     return sum(verdicts) / len(verdicts) if verdicts else 0.0

@@ -141,13 +141,7 @@ class Decoder(nn.Module):
             path = f"model.{slot}"
             return build(_SLOTS[slot], check_spec(_SLOTS[slot], spec, path, _GIVEN), path=path, **shared)
 
-        self.n_vocab, self.context, self.d_model, self.n_layers, self.dropout = (
-            n_vocab,
-            context,
-            d_model,
-            n_layers,
-            dropout,
-        )
+        self.n_vocab, self.context, self.dropout = n_vocab, context, dropout
         self.embedding = Embedding(n_vocab=n_vocab, d_model=d_model)
         self.position: Position = piece("position", position)
         self.blocks = nn.ModuleList(

@@ -23,8 +23,8 @@ TABLES = {"embedding", "position", "head"}
 
 
 def groups(module: nn.Module, weight_decay: float | None = None) -> list[dict[str, Any]]:
-    """The module's learned parameters in groups of a `kind`: "matrix" and "table", which are decayed, and "vector" (gains
-    and biases), which are not.
+    """The module's learned parameters in groups of a `kind`: "matrix" and "table", which are decayed, and "vector"
+    (gains and biases), which are not.
 
     A tied matrix appears once. With `weight_decay` None the optimizer's own default is the matrices' decay.
     """

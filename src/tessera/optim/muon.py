@@ -3,10 +3,10 @@
     m = mu * m + (1 - mu) * g            u = (1 - mu) * g + mu * m  (Nesterov)
     w = w - lr * weight_decay * w - lr * 0.2 sqrt(max(rows, columns)) * orthogonal(u)
 
-orthogonal(u) replaces the singular values of u by about 1, so that every direction of a matrix learns, not only the few that
-dominate its gradient. The factor gives the update the size that Adam's has, whatever the shape, so that one rate serves
-both (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4). Tables and vectors, where directions mean little, are
-left to AdamW in the same optimizer.
+orthogonal(u) replaces the singular values of u by about 1, so that every direction of a matrix learns, not only the few
+that dominate its gradient. The factor gives the update the size that Adam's has, whatever the shape, so that one rate
+serves both (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4). Tables and vectors, where directions mean
+little, are left to AdamW in the same optimizer.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ from tessera.optim.adam import AdamW
 from tessera.optim.optimizer import check_share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a x + b x^3 + c x^5, chosen by Jordan for the steepest slope at 0: five steps take every singular value
-from about 0.003 up into [0.7, 1.2], not to exactly 1, which training does not need."""
+"""Of the quintic a x + b x^3 + c x^5, chosen by Jordan for a steep slope at 0: five steps take every singular value from
+about 0.003 up to roughly 0.7 to 1.2, not to exactly 1, which training does not need."""
 
 
 def orthogonalize(x_NRC: Tensor, *, rounds: int = 5, eps: float = 1e-7) -> Tensor:
