@@ -1,6 +1,7 @@
 """Rows of short texts: each token after a text's first is a target once an epoch, and never another text's."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def test_every_token_after_a_texts_first_is_a_target_once(
     closed = [[*text, END] if ends else text for text in texts if text]
     expected: Counter[tuple[int, int]] = Counter()
     for text in closed:
-        expected.update(zip(text, text[1:], strict=False))
+        expected.update(pairwise(text))
     if not expected:
         with pytest.raises(InputError, match="shorter than two tokens"):
             DocumentRows(texts, context=context, batch_size=batch_size, end_id=END if ends else None)

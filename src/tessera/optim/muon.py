@@ -19,7 +19,7 @@ from tessera.optim.adam import AdamW
 from tessera.optim.optimizer import check_share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic a x + b x^3 + c x^5, chosen by Jordan for a steep slope at 0: five steps take every singular value from
+"""Of the quintic a x + b x^3 + c x^5, chosen by Jordan for a steep slope at 0: five steps take a singular value from
 about 0.003 up to roughly 0.7 to 1.2, not to exactly 1, which training does not need."""
 
 
