@@ -17,6 +17,7 @@ from tessera.evaluate.syntax import python_share
 from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
 from tessera.job import Result
+from tessera.model.presets import PRESETS
 from tessera.objectives import NextToken
 from tessera.ops.loss import linear_cross_entropy
 from tessera.optim.clip import clip_grad_norm
@@ -28,14 +29,7 @@ RECIPE: dict[str, Any] = {
     "name": "demo",
     "data": {"source": ["python-stdlib"], "validation": 0.1},
     "tokenizer": {"name": "bpe", "vocab_size": 4096, "pattern": "gpt4"},
-    "model": {
-        "context": 256,
-        "d_model": 192,
-        "n_layers": 5,
-        "n_heads": 3,
-        "attention": {"name": "gqa", "qk_norm": True},
-        "tied": True,
-    },
+    "model": PRESETS["demo"],
     "optimizer": {"name": "muon", "lr": 8e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
     "schedule": {"name": "cosine", "warmup": 20, "floor": 0.0},
     "train": {"steps": 600, "batch_size": 8, "eval_every": 60, "eval_tokens": 16384, "save_every": 200},
@@ -107,7 +101,9 @@ def measure_python_share(result: Result) -> None:
     """Of lines that the model completes, the share that `ast.parse` accepts: into the run's evaluations."""
     engine = Engine(result.model, result.tokenizer)
     snippets = [
-        prompt + text for prompt in SNIPPET_PROMPTS for text in engine.generate(prompt, SNIPPETS, n=SNIPPETS_A_PROMPT)
+        prompt + text
+        for prompt in SNIPPET_PROMPTS
+        for text in engine.generate(prompt, SNIPPETS, n=SNIPPETS_A_PROMPT, truncate=True)
     ]
     share = python_share(snippets)
     result.run.add_evaluation(result.step, "python_share", share, {"snippets": len(snippets)})

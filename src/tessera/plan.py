@@ -13,6 +13,7 @@ from inspect import signature
 import torch
 
 from tessera.model.decoder import Decoder
+from tessera.optim import groups
 from tessera.recipe import Recipe, build_optimizer, pick_device
 from tessera.tokenizers import TOKENIZERS
 
@@ -62,7 +63,7 @@ def make_plan(recipe: Recipe, *, n_vocab: int | None = None) -> Plan:
         tokens=tokens,
         weights=width * model.n_params,
         gradients=width * model.n_params,
-        optimizer=width * model.n_params * _states_per_parameter(recipe, model),
+        optimizer=width * _optimizer_numbers(recipe, model),
         activations=width * train.batch_size * shape.context * _activations_per_token(recipe, n_vocab),
         seconds=tokens * flops_per_token / (TRAINING_EFFICIENCY * product_flops(device)),
         device=str(device),
@@ -82,14 +83,24 @@ def expected_vocabulary(recipe: Recipe) -> int:
     return max(size, *(id + 1 for id in ids), 1)
 
 
-def _states_per_parameter(recipe: Recipe, model: Decoder) -> int:
-    """How many numbers the optimizer keeps for each weight, found by one step on a one-element model."""
-    parameter = torch.nn.Parameter(torch.zeros(1, 1))
-    optimizer = build_optimizer(recipe, torch.nn.ParameterList([parameter]))  # type: ignore[arg-type]
-    parameter.grad = torch.zeros(1, 1)
+def _optimizer_numbers(recipe: Recipe, model: Decoder) -> int:
+    """How many numbers the optimizer keeps for `model`, found by one step on a small weight of each kind."""
+    shapes = {"matrix": (2, 2), "embedding": (2, 2), "vector": (2,)}
+    small = torch.nn.ParameterDict({name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()})
+    optimizer = build_optimizer(recipe, small)  # type: ignore[arg-type]
+    for parameter in small.values():
+        parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    state = optimizer.state[parameter]
-    return sum(value.shape == parameter.shape for value in state.values() if isinstance(value, torch.Tensor))
+    kept = {
+        group["kind"]: sum(
+            value.shape == parameter.shape
+            for value in optimizer.state[parameter].values()
+            if isinstance(value, torch.Tensor)
+        )
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    return sum(kept[group["kind"]] * sum(p.numel() for p in group["params"]) for group in groups(model))
 
 
 def _activations_per_token(recipe: Recipe, n_vocab: int) -> int:

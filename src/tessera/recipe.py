@@ -104,7 +104,7 @@ def load_recipe(
             raise SettingError.unknown("--preset", preset, PRESETS)
         content = _merged(content, {"model": PRESETS[preset]})
     if depth is not None:
-        content = assign(content, depth_settings(depth))
+        content = _merged(content, depth_settings(depth))
     sources = list(sources)
     if sources:
         content = _merged(content, {"data": {"source": sources}})

@@ -253,6 +253,7 @@ def test_demo_on_a_small_text(tessera: Any, tmp_path: Path, monkeypatch: pytest.
     sample = {"data.source": [str(source)], "sample.sampling.max_tokens": 4, "train.device": "cpu"}
     monkeypatch.setattr(demo, "RECIPE", assign(demo.RECIPE, tiny | short | sample))
     monkeypatch.setattr(demo, "SNIPPETS", Sampling(max_tokens=4, seed=0))
+    monkeypatch.setattr(demo, "SNIPPET_PROMPTS", ("def", "class"))
     done = tessera("demo", "--json", "--out", tmp_path / "one")
     assert done.err == ""
     said = json.loads(done.out)

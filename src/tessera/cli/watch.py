@@ -77,5 +77,6 @@ def show_result(out: Console, result: Result) -> None:
         out.print(f"Out of time at step {result.step:,}; saved.")
     out.print("\n[bold]Next[/bold]")
     out.print(f"  tessera generate {path} --prompt ...       # or: tessera chat {path}")
-    out.print(f"  tessera train --resume {path} train.steps={2 * result.step}")
+    limit = " train.max_minutes=none" if result.run.recipe["train"]["max_minutes"] else ""
+    out.print(f"  tessera train --resume {path} train.steps={2 * result.step}{limit}")
     out.print("  tessera train my.txt                         # your own text")
