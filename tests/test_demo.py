@@ -60,8 +60,8 @@ def test_the_time_given_is_kept(step_seconds: dict[str, float], minutes: float, 
     step_seconds["seconds"] = seconds
     recipe, _ = demo.demo_recipe(minutes, seed=5)
     assert recipe.seed == 5
-    assert recipe.train.max_minutes is not None
-    assert recipe.train.max_minutes <= minutes
+    assert recipe.train.finish_minutes is not None
+    assert recipe.train.finish_minutes <= minutes
     assert recipe.train.steps == 20 or recipe.train.steps * seconds <= 60 * minutes
     assert int(recipe.schedule.settings["warmup"]) <= max(1, recipe.train.steps // 10)
     assert recipe.train.steps % recipe.train.eval_every <= recipe.train.steps // 9

@@ -32,7 +32,7 @@ RECIPE: dict[str, Any] = {
     "model": PRESETS["demo"],
     "optimizer": {"name": "muon", "lr": 8e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
     "schedule": {"name": "cosine", "warmup": 20, "floor": 0.0},
-    "train": {"steps": 600, "batch_size": 8, "eval_every": 60, "eval_tokens": 16384, "save_every": 200},
+    "train": {"steps": 600, "batch_size": 8, "eval_every": 60, "eval_tokens": 8192, "save_every": 200},
     "sample": {
         "prompts": ["import os\nimport sys\n\n\ndef", "import os\nimport sys\n\n\nclass", ""],
         "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 120},
@@ -50,8 +50,8 @@ SNIPPET_PROMPTS = (
 SNIPPETS_A_PROMPT = 8
 SNIPPETS = Sampling(temperature=0.7, top_p=0.95, max_tokens=64, seed=0, stop=("\n",))
 
-_OVERHEAD = 60.0
-"""Seconds that are not training, at the most: text, tokenizer, shards, evaluation, samples, report."""
+_OVERHEAD = 50.0
+"""Seconds that are not updates, at the most: text, tokenizer, shards, validation, evaluation, samples, report."""
 
 
 def demo_recipe(minutes: float | None, *, seed: int = 1337) -> tuple[Recipe, str]:
@@ -62,14 +62,15 @@ def demo_recipe(minutes: float | None, *, seed: int = 1337) -> tuple[Recipe, str
     recipe = check(Recipe, assign(RECIPE, {"seed": seed}))
     budget = 60 * (MINUTES if minutes is None else minutes)
     step = measure_step(recipe)
-    fits = max(20, math.floor((0.92 * budget - min(_OVERHEAD, 0.4 * budget)) / step))
+    updates = 0.95 * budget - min(_OVERHEAD, 0.4 * budget)
+    fits = max(20, math.floor(0.97 * updates / step))
     steps = fits if minutes is not None else min(fits, recipe.train.steps)
     said = f"a step takes {1000 * step:.0f} ms here: {steps:,} steps"
     if minutes is None and steps < recipe.train.steps:
         said += f", not {recipe.train.steps:,}, to be done in {MINUTES:g} minutes"
     values = {
         "train.steps": steps,
-        "train.max_minutes": max(0.9 * budget - 0.5 * min(_OVERHEAD, 0.4 * budget), 10) / 60,
+        "train.finish_minutes": updates / 60,
         "schedule.warmup": min(int(recipe.schedule.settings["warmup"]), max(1, steps // 10)),
         "train.eval_every": math.ceil(steps / 10),
         "train.save_every": math.ceil(steps / 3),

@@ -396,3 +396,17 @@ def test_training_learns() -> None:
     trainer_of(model_of(), data, {"steps": 60}, optimizer="adamw", lr=0.03, watch=watch).run()
     assert seen[0].loss == pytest.approx(math.log(N_VOCAB), rel=0.2)
     assert seen[-1].loss < 0.1
+
+
+def test_a_run_that_must_finish_follows_the_clock_where_it_is_ahead() -> None:
+    trainer = trainer_of(model_of(), Given(padded_batches(EVEN)), {"steps": 100, "finish_minutes": 1.0})
+    trainer.schedule = lambda step, steps: 1 - step / steps
+    trainer.step, trainer.seconds = 10, 6.0
+    assert trainer._rate_factor() == pytest.approx(0.9)  # a tenth of both
+    trainer.seconds = 30.0
+    assert trainer._rate_factor() == pytest.approx(0.5)  # half of the time
+    trainer.step = 70
+    assert trainer._rate_factor() == pytest.approx(0.3)  # the steps are ahead
+    trainer.seconds = 59.9999
+    assert trainer.run() == "out of time"
+    assert trainer.step == 71

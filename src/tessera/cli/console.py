@@ -7,17 +7,25 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
     from tessera.train.trainer import Progress as Step
 
 PLAIN_SECONDS = 10.0  # between two plain lines
+PLAIN_WIDTH = 1000  # of a table in a file or a pipe: nothing has to be folded there
 
 
 def console(*, quiet: bool = False) -> Console:
     """Standard output for people. Where a program reads standard output (`--json`), `quiet` says nothing at all."""
     return Console(quiet=quiet, highlight=False, emoji=False, soft_wrap=True)
+
+
+def show_table(out: Console, table: Table) -> None:
+    """A table, folded to the width of a terminal; elsewhere each row is one line."""
+    wide = out if out.is_terminal else Console(file=out.file, width=PLAIN_WIDTH, highlight=False, emoji=False)
+    wide.print(table)
 
 
 def duration(seconds: float) -> str:

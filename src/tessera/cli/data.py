@@ -8,7 +8,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from tessera.cli.console import console, size
+from tessera.cli.console import console, show_table, size
 
 app = typer.Typer(help="Text: prepare it for training, count it, download it.", no_args_is_help=True)
 
@@ -73,7 +73,7 @@ def _show_counts(counts: dict[str, Any], *, as_json: bool) -> None:
             f"{per_token:.2f}" if per_token else "-",
             f"{count.longest} ({size(count.longest_bytes)})",
         )
-    console().print(table)
+    show_table(console(), table)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """The command `tessera`: its verbs, and what becomes of errors.
 
-Exit codes: 0 done, 1 a bug, 2 something in the input to mend, 3 the training diverged, 130 interrupted (saved first).
+Exit codes: 0 done, 1 a bug (or, silently, a closed pipe), 2 something in the input to mend, 3 the training diverged,
+130 interrupted (saved first).
 """
 
 import sys
@@ -55,6 +56,3 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # `tessera ... | head`: the reader has what it wanted
-        sys.exit(0)

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from tessera.cli.console import console
+from tessera.cli.console import console, show_table
 
 app = typer.Typer(help="Runs: list, show, compare and plot them.", no_args_is_help=True)
 
@@ -38,7 +38,7 @@ def list_(
         figures = (summary.step, summary.loss, summary.validation_loss)
         table.add_row(str(summary.path), made, *map(_cell, figures), steps)
     out = console()
-    out.print(table)
+    show_table(out, table)
     for summary in summaries:
         if summary.problem:
             out.print(f"[red]{escape(str(summary.path))}[/red]: {escape(summary.problem)}")
@@ -103,7 +103,7 @@ def compare(runs: Paths, as_json: AsJson = False) -> None:
         table.add_row(name, *(_cell(each.get(name)) for each in figures.values()))
     for name in different:
         table.add_row(name, *(_cell(each.get(name)) for each in settings.values()))
-    console().print(table)
+    show_table(console(), table)
 
 
 def _differing(settings: dict[str, dict[str, Any]]) -> list[str]:

@@ -74,9 +74,11 @@ def show_result(out: Console, result: Result) -> None:
         share, n = result.extra["python_share"], result.extra["snippets"]
         out.print(f"Of {n} sampled lines {share:.0%} are Python: ast.parse accepts them.")
     if result.outcome == "out of time":
-        out.print(f"Out of time at step {result.step:,}; saved.")
+        steps = result.run.recipe["train"]["steps"]
+        out.print(f"The time was up at step {result.step:,} of {steps:,}; saved.")
     out.print("\n[bold]Next[/bold]")
     out.print(f"  tessera generate {path} --prompt ...       # or: tessera chat {path}")
-    limit = " train.max_minutes=none" if result.run.recipe["train"]["max_minutes"] else ""
+    limits = [name for name in ("max_minutes", "finish_minutes") if result.run.recipe["train"][name]]
+    limit = "".join(f" train.{name}=none" for name in limits)
     out.print(f"  tessera train --resume {path} train.steps={2 * result.step}{limit}")
     out.print("  tessera train my.txt                         # your own text")

@@ -47,7 +47,10 @@ class TrainSettings(Settings):
     keep: PositiveInt = 2
     """Checkpoints to keep, beside the best and the one resumed from."""
     max_minutes: PositiveFloat | None = None
-    """Save and stop after this many minutes of training, to be resumed later."""
+    """Save and stop after this many minutes, to be resumed later."""
+    finish_minutes: PositiveFloat | None = None
+    """Be done within this many minutes of updates: where the clock is ahead of the steps the schedule follows the clock,
+    so that the rate has come down when the time is up. Only then is a run not the same on every machine."""
     device: str = "auto"
     """auto takes CUDA where there is one; else cpu, cuda, cuda:1, mps."""
     threads: NonNegativeInt = Field(default=0)
@@ -131,14 +134,28 @@ class Trainer:
         batches = self.objective.batches()
         self.objective.train()
         with Interrupt() as interrupt:
-            while self.step < settings.steps:
+            while not self._is_done():
                 progress = self._update(batches)
-                last = self.step == settings.steps
+                last = self._is_done()
                 stop = interrupt.asked or time.perf_counter() >= deadline
                 self._look_up(progress, last=last, stop=stop)
                 if stop and not last:
                     return "interrupted" if interrupt.asked else "out of time"
-        return "finished"
+        return "finished" if self.step >= settings.steps else "out of time"
+
+    def _is_done(self) -> bool:
+        return self.step >= self.settings.steps or self._time_used() >= 1.0
+
+    def _time_used(self) -> float:
+        """The share of `finish_minutes` that has gone."""
+        limit = self.settings.finish_minutes
+        return 0.0 if limit is None else self.seconds / (60 * limit)
+
+    def _rate_factor(self) -> float:
+        """The schedule at the step, or at the clock where that is further on."""
+        steps = self.settings.steps
+        by_clock = min(steps - 1, int(steps * self._time_used()))
+        return self.schedule(max(self.step, by_clock), steps)
 
     def _update(self, batches: Iterator[Any]) -> Progress:
         """One step: gradients of `accumulate` micro-batches, clipped, then the optimizer."""
@@ -160,7 +177,7 @@ class Trainer:
             norm = self._clip()
             if not math.isfinite(norm):
                 raise self._diverged(f"the gradient's norm is {norm}")
-            factor = self.schedule(self.step, self.settings.steps)
+            factor = self._rate_factor()
             for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
                 group["lr"] = peak * factor
             self.optimizer.step()
