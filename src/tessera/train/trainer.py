@@ -49,8 +49,8 @@ class TrainSettings(Settings):
     max_minutes: PositiveFloat | None = None
     """Save and stop after this many minutes, to be resumed later."""
     finish_minutes: PositiveFloat | None = None
-    """Be done within this many minutes of updates: where the clock is ahead of the steps the schedule follows the clock,
-    so that the rate has come down when the time is up. Only then is a run not the same on every machine."""
+    """Be done within this many minutes of updates: where the clock is ahead of the steps the schedule follows the
+    clock, so that the rate has come down when the time is up. Only then is a run not the same on every machine."""
     device: str = "auto"
     """auto takes CUDA where there is one; else cpu, cuda, cuda:1, mps."""
     threads: NonNegativeInt = Field(default=0)
