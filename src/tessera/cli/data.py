@@ -12,13 +12,14 @@ from tessera.cli.console import console, show_table, size
 
 app = typer.Typer(help="Text: prepare it for training, count it, download it.", no_args_is_help=True)
 
-Sources = Annotated[list[str], typer.Argument(help="Files, folders, globs or named corpora, and a.b=c overrides.")]
+Sources = Annotated[list[str], typer.Argument(help="Files, folders, globs or named corpora.")]
+Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs or named corpora, and a.b=c overrides.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 @app.command()
 def prepare(
-    sources: Sources,
+    sources: Inputs,
     out: Annotated[Path, typer.Option("--out", help="The folder to make; `tessera train FOLDER` trains from it.")],
     recipe: Annotated[
         Path | None, typer.Option("-c", "--config", help="A recipe: its data and tokenizer are used.")
