@@ -1,8 +1,8 @@
 """nanoGPT's CPU setting on tiny Shakespeare, by character: the loss over the full validation split, and the time.
 
 4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout. nanoGPT's own training, measured elsewhere
-over the same full split, reached 1.919. The text is TESSERA_DATA/text/tinyshakespeare.txt where it is there, else the downloaded
-corpus.
+over the same full split, reached 1.919. The text is TESSERA_DATA/text/tinyshakespeare.txt where it is there, else the
+downloaded corpus.
 """
 
 import argparse
