@@ -165,6 +165,8 @@ class FileCheckpoints(CheckpointStore):
     def _read(self, step: int, prefix: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         while (folder := self._folders().get(step)) is not None:
             before = _identity(folder)
+            if before is None:  # gone between the two looks
+                continue
             try:
                 loaded = _load(folder, step, prefix)
             except DamagedError:
