@@ -26,8 +26,8 @@ test-all: $(VENV)/.develops
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 check: $(VENV)/.develops
-	$(BIN)/ruff format --check src tests benchmarks
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks examples tools
+	$(BIN)/ruff check src tests benchmarks examples tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

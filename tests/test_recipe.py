@@ -190,7 +190,7 @@ def test_an_unreadable_recipe_is_told(tmp_path: Path) -> None:
 
 def test_every_recipe_says_what_it_shows_and_has_its_name() -> None:
     found = {path.stem for path in RECIPES.glob("*.toml")}
-    assert found == {"baseline", "shakespeare-char", *ABLATIONS}
+    assert found == {"baseline", "shakespeare-char", "time-series", *ABLATIONS}
     for name in found:
         path = RECIPES / f"{name}.toml"
         assert load_recipe(path).name == name
@@ -223,7 +223,8 @@ def test_shakespeare_char_is_nanogpts_setting() -> None:
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_recipe_runs(tmp_path: Path, path: Path) -> None:
     source = tmp_path / "text.txt"
-    source.write_text(TEXT, encoding="utf-8")
+    numbers = "".join(f"{20 + i * i % 60}\n" for i in range(400))
+    source.write_text(numbers if path.stem == "time-series" else TEXT, encoding="utf-8")
     small = ["model.context=16", "model.d_model=16", "model.n_layers=2", "model.n_heads=2", "train.batch_size=4"]
     short = ["train.steps=3", "train.eval_every=2", "train.threads=1", "train.device=cpu", "schedule.warmup=1"]
     sample = ["sample.sampling.max_tokens=4"]
@@ -235,3 +236,11 @@ def test_every_recipe_runs(tmp_path: Path, path: Path) -> None:
     assert result.loss is not None
     assert 0 < result.loss.mean < 10
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_another_name_replaces_the_default_piece() -> None:
+    assert recipe_of("tokenizer.name=bins", "tokenizer.n_bins=9").tokenizer == Spec("bins", {"n_bins": 9})
+    assert recipe_of("tokenizer.name=bpe").tokenizer == recipe_of().tokenizer
+    assert recipe_of("optimizer.name=sgd", "optimizer.lr=0.1").optimizer == Spec("sgd", {"lr": 0.1})
+    assert recipe_of("data.batches.name=epoch").data.batches == Spec("epoch")
+    assert recipe_of("model.norm.name=layer").model.norm == Spec("layer")

@@ -6,19 +6,16 @@ Each arrow is a function of a lower floor; this file only puts them in order, te
 sees to it that everything lands in the run. `resume` goes on where a run stopped.
 """
 
-import platform
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from tessera import __version__
 from tessera.config import build, check, override
 from tessera.data.batches import validation_batches
 from tessera.data.documents import read_documents
@@ -31,6 +28,7 @@ from tessera.lm import LM
 from tessera.model.decoder import Decoder
 from tessera.objectives.objective import Objective
 from tessera.optim.schedule import SCHEDULES
+from tessera.provenance import run_info
 from tessera.recipe import Recipe, build_model, build_objective, build_optimizer, pick_device
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_json, train_tokenizer
@@ -39,6 +37,7 @@ from tessera.train.stopwatch import Stopwatch
 from tessera.train.trainer import Outcome, Trainer
 
 EVAL_BATCH = 16
+CHECKED_TOKENS = 2**20
 COMPRESSOR_LIMIT = 64_000_000  # bytes; xz -9e takes about a second a megabyte
 
 
@@ -299,16 +298,30 @@ class _Job:
 
 
 def evaluate_run(run: Run, model: Decoder, prepared: Prepared, step: int, result: Result) -> None:
-    """The loss over all held-out text, in bits per byte and beside what compressors need; into `result` and the run."""
+    """The loss over all held-out text, into `result` and the run; in bits per byte and beside what compressors need,
+    where the tokens hold all of the text."""
     loss = held_out_loss(model, validation_batches(prepared.validation, model.context, EVAL_BATCH))
     text = prepared.validation_text()
-    result.loss, result.bits_per_byte = loss, loss.bits_per_byte(len(text))
+    result.loss = loss
     run.add_evaluation(step, "validation_loss", loss.mean, {"tokens": loss.n_tokens})
+    if not holds_text(result.tokenizer, prepared, text):
+        return
+    result.bits_per_byte = loss.bits_per_byte(len(text))
     run.add_evaluation(step, "bits_per_byte", result.bits_per_byte, {"bytes": len(text)})
     if len(text) <= COMPRESSOR_LIMIT:
         result.compressors = compressor_bits_per_byte(text)
         for name, bits in result.compressors.items():
             run.add_evaluation(step, name, bits, {"bytes": len(text)})
+
+
+def holds_text(tokenizer: Tokenizer, prepared: Prepared, text: bytes) -> bool:
+    """Whether the held-out ids give the held-out text back (the first CHECKED_TOKENS of them): only then does the loss
+    measure what a compressor does. Bins of values or lower-cased words leave some of it out."""
+    ids = prepared.validation.tokens[:CHECKED_TOKENS]
+    end_id = -1 if tokenizer.end_id is None else tokenizer.end_id
+    documents = np.split(ids, np.flatnonzero(ids == end_id))
+    decoded = b"".join(tokenizer.decode_bytes(document[document != end_id].tolist()) for document in documents)
+    return text == decoded if len(ids) == len(prepared.validation) else text.startswith(decoded)
 
 
 def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
@@ -319,12 +332,13 @@ def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
         prepared = reopen_data(recipe, run, lm.tokenizer)
         loss = held_out_loss(lm.model, validation_batches(prepared.validation, lm.model.context, EVAL_BATCH))
         text = prepared.validation_text()
+        comparable = holds_text(lm.tokenizer, prepared, text)
         return {
             "run": str(run.path),
             "validation_loss": loss.mean,
             "perplexity": loss.perplexity,
-            "bits_per_byte": loss.bits_per_byte(len(text)),
-            "compressors": compressor_bits_per_byte(text) if len(text) <= COMPRESSOR_LIMIT else {},
+            "bits_per_byte": loss.bits_per_byte(len(text)) if comparable else None,
+            "compressors": compressor_bits_per_byte(text) if comparable and len(text) <= COMPRESSOR_LIMIT else {},
         }
 
 
@@ -332,32 +346,6 @@ def set_threads(recipe: Recipe) -> None:
     """Use the number of CPU threads that the recipe asks for."""
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-
-
-def run_info(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
-    """Where a run came from: enough to repeat it."""
-    own = len(recipe.data.source) != 1 or Path(recipe.data.source[0]).resolve() != prepared.folder.resolve()
-    return {
-        "seed": recipe.seed,
-        "tessera": __version__,
-        "torch": torch.__version__,
-        "numpy": version("numpy"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
-        "git_commit": git_commit(),
-        "data": "data" if own else str(prepared.folder.resolve()),
-        "data_sha256": prepared.sha256,
-    }
-
-
-def git_commit() -> str | None:
-    """The commit that the working folder is at; None outside of a repository or without git."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def free_path(path: Path) -> Path:

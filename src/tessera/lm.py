@@ -88,7 +88,7 @@ class LM:
             raise SettingError("epochs", epochs, "a whole number from 1")
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = DocumentRows(
-            [self.tokenizer.encode(text) for text in texts],
+            [self.tokenizer.encode(text, specials="none") for text in texts],
             context=self.settings.context,
             batch_size=batch_size,
             end_id=self.tokenizer.end_id,
@@ -137,7 +137,7 @@ class LM:
         probabilities = self.engine.next_distribution(prompt)
         result: dict[str, float] = {}
         for id in probabilities.argsort(descending=True, stable=True).tolist():
-            text = self.tokenizer.decode([id])
+            text = self.tokenizer.decode([id], unknown="replace")
             result[text] = result.get(text, 0.0) + float(probabilities[id])
         ranked = sorted(result.items(), key=lambda item: -item[1])
         return dict(ranked[:top])

@@ -16,6 +16,7 @@ from tessera.model.decoder import Decoder
 from tessera.optim import groups
 from tessera.recipe import Recipe, build_optimizer, pick_device
 from tessera.tokenizers import TOKENIZERS
+from tessera.tokenizers.bins import BinTokenizer
 
 TRAINING_EFFICIENCY = 0.4  # of the measured product peak, as small models reach it on CPUs; an estimate needs no more
 
@@ -73,9 +74,12 @@ def make_plan(recipe: Recipe, *, n_vocab: int | None = None) -> Plan:
 def expected_vocabulary(recipe: Recipe) -> int:
     """The vocabulary size that the tokenizer's settings ask for; that of bytes where only the text decides it."""
     kind, settings = TOKENIZERS[recipe.tokenizer.name], recipe.tokenizer.settings
+    specials = {"specials": settings["specials"]} if "specials" in settings else {}
+    if kind is BinTokenizer:
+        n_bins = settings.get("n_bins", signature(kind.train).parameters["n_bins"].default)
+        return BinTokenizer(edges=range(n_bins + 1), missing=settings.get("missing", "error"), **specials).n_vocab
     asked = signature(kind.train).parameters.get("vocab_size")
     size = settings.get("vocab_size", asked.default if asked else None)
-    specials = {"specials": settings["specials"]} if "specials" in settings else {}
     if size is None:
         return TOKENIZERS["byte"].train([], **specials).n_vocab
     given = specials.get("specials", ())

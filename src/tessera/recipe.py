@@ -112,6 +112,7 @@ def load_recipe(
     for path, spec in _default_pieces(Recipe).items():
         if any(text.strip().startswith(f"{path}.") for text in overrides) and not _is_given(content, path):
             content = assign(content, {path: spec.written()})
+        content = _renamed(content, path, overrides)
     return check(Recipe, override(content, overrides))
 
 
@@ -124,6 +125,13 @@ def _default_pieces(settings: type[BaseModel], path: str = "") -> dict[str, Spec
         elif isclass(field.annotation) and issubclass(field.annotation, BaseModel):
             found |= _default_pieces(field.annotation, f"{path}{name}.")
     return found
+
+
+def _renamed(content: dict[str, Any], path: str, overrides: Iterable[str]) -> dict[str, Any]:
+    """`content` with the piece at `path` left out if an override `path.name=` makes it another one."""
+    values = dict(flat(override({}, overrides)))
+    name, now = values.get(f"{path}.name"), dict(flat(content)).get(f"{path}.name")
+    return content if name in (None, now) else assign(content, {path: {}})
 
 
 def _is_given(content: Mapping[str, Any], path: str) -> bool:

@@ -23,9 +23,10 @@ from tessera.recipe import load_recipe
 
 PLAIN = re.compile(r"((?!\x1b\[).)*", re.DOTALL)
 VERBS = {
-    (): "demo train generate chat evaluate report runs data",
+    (): "demo train generate chat evaluate report runs data tokenizer",
     ("runs",): "list show compare plot",
     ("data",): "prepare stats download",
+    ("tokenizer",): "train encode decode show stats compare prune export import",
 }
 
 

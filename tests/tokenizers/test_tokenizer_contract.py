@@ -2,10 +2,12 @@
 
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,8 @@ from tessera.tokenizers import (
 )
 
 CORPUS = ["the cat sat on the mat, the cat ran\n", "naïve café: 日本語 \u2013 123 {x: 'y'}\n    return 1\r\n\t🙂"]
-SIZES = {"bpe": 300, "bpe-naive": 290}
+NUMBERS = ["0.5 1 2 3.5 7 -1e-3", "4, 10, -2"]
+SIZES = {"bpe": 300, "bpe-naive": 290, "unigram": 305, "bpe-pieces": 310}
 BYTE_LEVEL = ["byte", "bpe", "bpe-naive"]
 HARD = [
     "",
@@ -41,12 +44,26 @@ HARD = [
     "aaaaaaaaaaaaaaaaaaaaaaaa" * 10,
 ]
 
+HARD_NUMBERS = [
+    "",
+    " ",
+    "\n,\n",
+    "\r\n1\r\n2\r\n\r\n",
+    "-0.0\t1e300 +.5",
+    "5e-324, 1.,-7",
+    " ".join(map(str, range(500))),
+]
+
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
+
+
+def corpus(kind: str) -> list[str]:
+    return NUMBERS if kind == "bins" else CORPUS
 
 
 def trained(kind: str, **more: object) -> Tokenizer:
     size = {"vocab_size": SIZES[kind]} if kind in SIZES else {}
-    return TOKENIZERS[kind].train(CORPUS, **size, **more)  # type: ignore[call-arg]
+    return TOKENIZERS[kind].train(corpus(kind), **size, **more)  # type: ignore[call-arg]
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -60,16 +77,17 @@ def byte_level(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int]) -> str:
-    stream = tokenizer.stream()
+    stream = tokenizer.stream(unknown="replace")
     return "".join([*map(stream.push, ids), stream.finish()])
 
 
-@pytest.mark.parametrize("hard", HARD)
-def test_hard_strings_survive(tokenizer: Tokenizer, hard: str) -> None:
-    ids = tokenizer.encode(hard)
+@pytest.mark.parametrize("number", range(len(HARD)))
+def test_hard_strings_survive(tokenizer: Tokenizer, number: int) -> None:
+    hard = HARD_NUMBERS[number % len(HARD_NUMBERS)] if tokenizer.kind == "bins" else HARD[number]
+    ids = tokenizer.encode(hard, specials="none")
     assert all(0 <= id < tokenizer.n_vocab for id in ids)
     assert streamed(tokenizer, ids) == tokenizer.decode(ids)
-    assert tokenizer.encode(tokenizer.decode(ids)) == ids or tokenizer.kind in ("char", "word")
+    assert tokenizer.encode(tokenizer.decode(ids), specials="none") == ids or tokenizer.kind in ("char", "word")
     if tokenizer.kind in BYTE_LEVEL:
         assert tokenizer.decode(ids) == hard
         assert tokenizer.decode_bytes(ids) == hard.encode()
@@ -78,14 +96,14 @@ def test_hard_strings_survive(tokenizer: Tokenizer, hard: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(text=text)
 def test_byte_level_kinds_round_trip_every_text(byte_level: Tokenizer, text: str) -> None:
-    assert byte_level.decode(byte_level.encode(text)) == text
+    assert byte_level.decode(byte_level.encode(text, specials="none")) == text
     assert byte_level.decode(byte_level.encode(text, specials="all")) == text
 
 
 @settings(max_examples=60, deadline=None)
 @given(ids=st.lists(st.integers(-2, 320), max_size=30))
 def test_stream_equals_decode_for_any_ids(tokenizer: Tokenizer, ids: list[int]) -> None:
-    assert streamed(tokenizer, ids) == tokenizer.decode(ids)
+    assert streamed(tokenizer, ids) == tokenizer.decode(ids, unknown="replace")
 
 
 def test_stream_waits_for_a_whole_character() -> None:
@@ -101,7 +119,11 @@ def test_every_kind_knows_the_end_of_a_document(tokenizer: Tokenizer) -> None:
     end = tokenizer.end_id
     assert end is not None
     assert tokenizer.encode("<|endoftext|>", specials="all") == [end]
-    assert end not in tokenizer.encode("<|endoftext|>")
+    if tokenizer.kind == "bins":
+        with pytest.raises(InputError, match="is no finite number"):
+            tokenizer.encode("<|endoftext|>", specials="none")
+    else:
+        assert end not in tokenizer.encode("<|endoftext|>", specials="none")
     assert tokenizer.decode([end]) == "<|endoftext|>"
 
 
@@ -116,26 +138,99 @@ def test_sparse_specials_survive_a_save(tokenizer: Tokenizer, tmp_path: Path) ->
     assert loaded.fingerprint == sparse.fingerprint != tokenizer.fingerprint
     assert loaded.n_vocab == 70_001
     assert loaded.specials == sparse.specials
-    ids = loaded.encode("the<|abc|>cat<|a|><|ab|>", specials="all")
-    assert ids == sparse.encode("the<|abc|>cat<|a|><|ab|>", specials="all")
+    text = f"{corpus(tokenizer.kind)[0]}<|abc|>{corpus(tokenizer.kind)[1]}<|a|><|ab|>"
+    ids = loaded.encode(text, specials="all")
+    assert ids == sparse.encode(text, specials="all")
     assert [id for id in ids if id in loaded.specials.values()] == [5_000, 70_000, loaded.specials["<|ab|>"]]
     assert loaded.decode([5_000, 70_000]) == loaded.separator.decode().join(["<|abc|>", "<|a|>"])
     assert loaded.vocabulary() == sparse.vocabulary()
     assert loaded.vocabulary()[-1] == (70_000, b"<|a|>")
 
 
-def test_only_the_allowed_specials_are_special() -> None:
+def test_what_is_allowed_becomes_an_id_and_the_rest_is_refused() -> None:
     tokenizer = ByteTokenizer(specials=["<|a|>", "<|b|>"])
-    assert tokenizer.encode("<|a|><|b|>", specials={"<|b|>"}) == [*b"<|a|>", 257]
+    text = "<|a|><|b|>"
+    assert tokenizer.encode(text, specials="all") == [256, 257]
+    assert tokenizer.encode(text, specials="none") == [*text.encode()]
+    assert tokenizer.encode(text, specials={"<|b|>"}, disallowed=()) == [*b"<|a|>", 257]
+    assert tokenizer.encode(text, disallowed=()) == [*text.encode()]
+    assert tokenizer.encode("<|b|>", disallowed={"<|a|>"}) == [*b"<|b|>"]
+    for refused in ({}, {"specials": {"<|b|>"}}, {"disallowed": {"<|a|>"}}):
+        with pytest.raises(InputError, match=r"holds the special token '<\|a\|>': say specials='all'"):
+            tokenizer.encode(text, **refused)  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"special token '<\|a\|>'"):
+            tokenizer.encode_array(text, **refused)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match=r"specials has no '<\|c\|>'"):
         tokenizer.encode("", specials={"<|c|>"})
-    with pytest.raises(SettingError, match="'none', 'all' or a set"):
+    with pytest.raises(SettingError, match="'none', 'raise', 'all' or a set"):
         tokenizer.encode("", specials="<|a|>")
+    with pytest.raises(SettingError, match=r"disallowed = '<\|a\|>'"):
+        tokenizer.encode("", disallowed="<|a|>")
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text("<|ab> ", max_size=40), allowed=st.sets(st.sampled_from(["<|a|>", "<|ab|>", "<|a|><|b|>"])))
+def test_specials_are_tiktokens(text: str, allowed: set[str]) -> None:
+    specials = {"<|a|>": 300, "<|ab|>": 301, "<|a|><|b|>": 500}
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    theirs = tiktoken.Encoding("s", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens=specials)
+    ours = ByteTokenizer(specials=specials)
+    # tiktoken tries the tokens in the order of a hash map, so only those without a longer one are comparable
+    allowed -= {"<|a|>"} if "<|a|><|b|>" in allowed else set()
+    assert ours.encode(text, specials=allowed, disallowed=()) == theirs.encode(
+        text, allowed_special=allowed, disallowed_special=()
+    )
+    try:
+        expected = theirs.encode(text, allowed_special=allowed)
+    except ValueError:
+        with pytest.raises(InputError, match="special token"):
+            ours.encode(text, specials=allowed)
+    else:
+        assert ours.encode(text, specials=allowed) == expected
+
+
+def test_special_tokens_are_added_later(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    more = tokenizer.with_specials({"<|user|>": None, "<|far|>": 9_999})
+    assert more.specials == {"<|user|>": tokenizer.n_vocab, "<|far|>": 9_999, **tokenizer.specials}
+    assert more.encode(corpus(tokenizer.kind)[0]) == tokenizer.encode(corpus(tokenizer.kind)[0])
+    assert more.encode("<|user|>", specials="all") == [tokenizer.n_vocab]
+    more.save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").specials == more.specials
+    assert "<|user|>" not in tokenizer.specials
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text("ab <|endoftext>\n\u65e5", max_size=60), cuts=st.lists(st.integers(0, 60), max_size=6))
+def test_a_text_in_parts_has_the_ids_of_the_whole(tokenizer: Tokenizer, text: str, cuts: list[int]) -> None:
+    if tokenizer.kind == "bins":
+        text = "".join(" " if character.isspace() else "1" for character in text)
+    places = [0, *sorted(cuts), len(text)]
+    parts = [text[start:stop] for start, stop in pairwise(places)]
+    for specials in ("none", "all"):
+        arrays = list(tokenizer.encode_parts(parts, specials=specials))
+        assert np.concatenate(arrays).tolist() == tokenizer.encode("".join(parts), specials=specials)
+        assert {array.dtype for array in arrays} == {np.dtype(tokenizer.dtype)}
+
+
+def test_a_file_has_the_ids_of_its_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    text = (corpus(tokenizer.kind)[1] if tokenizer.kind == "bins" else "one two\r\nthe <|endoftext|> caf\u00e9 ") * 20
+    path.write_bytes(text.encode())
+    assert np.concatenate(list(tokenizer.encode_file(path))).tolist() == tokenizer.encode(text, specials="none")
+    path.write_bytes(b"good\xff")
+    with pytest.raises(InputError, match=r"text.txt: not UTF-8 text"):
+        list(tokenizer.encode_file(path))
+    with pytest.raises(InputError, match="no such file"):
+        list(tokenizer.encode_file(tmp_path / "none.txt"))
 
 
 def test_a_batch_is_arrays_of_the_smallest_type(tokenizer: Tokenizer) -> None:
-    arrays = tokenizer.encode_batch(CORPUS)
-    assert [array.tolist() for array in arrays] == [tokenizer.encode(text) for text in CORPUS]
+    texts = corpus(tokenizer.kind)
+    arrays = tokenizer.encode_batch(texts)
+    assert [array.tolist() for array in tokenizer.encode_batch(texts * 9, threads=3)] == 9 * [
+        array.tolist() for array in arrays
+    ]
+    assert [array.tolist() for array in arrays] == [tokenizer.encode(text) for text in texts]
     assert {array.dtype for array in arrays} == {np.dtype(np.uint16)}
     wide = trained(tokenizer.kind, specials={"<|x|>": 2**16})
     assert wide.encode_batch(["<|x|>"], specials="all")[0].dtype == np.uint32
@@ -145,15 +240,22 @@ def test_a_batch_is_arrays_of_the_smallest_type(tokenizer: Tokenizer) -> None:
 
 
 def test_ids_may_be_arrays_and_tensors(tokenizer: Tokenizer) -> None:
-    ids = tokenizer.encode(CORPUS[0])
+    ids = tokenizer.encode(corpus(tokenizer.kind)[0])
     assert tokenizer.decode(np.array(ids)) == tokenizer.decode(torch.tensor(ids)) == tokenizer.decode(ids)
     with pytest.raises(TypeError):
         tokenizer.decode([1.5])  # type: ignore[list-item]
 
 
-def test_an_unknown_id_decodes_to_something_defined(tokenizer: Tokenizer) -> None:
-    expected = "<unk>" if tokenizer.kind == "word" else "\ufffd"
-    assert tokenizer.decode([tokenizer.n_vocab]) == tokenizer.decode([-1]) == tokenizer.decode([10**12]) == expected
+def test_an_unknown_id_is_named_or_replaced(tokenizer: Tokenizer) -> None:
+    expected = "<unk>" if tokenizer.kind in ("word", "symbols") else "\ufffd"
+    for id in (tokenizer.n_vocab, -1, 10**12):
+        assert tokenizer.decode([id], unknown="replace") == expected
+        assert tokenizer.decode_batch([[id], []], unknown="replace") == [expected, ""]
+        for decode in (tokenizer.decode, tokenizer.decode_bytes, lambda ids: tokenizer.stream().push(ids[0])):
+            with pytest.raises(InputError, match=f"no token has the id {id}: this vocabulary ends at"):
+                decode([id])
+    with pytest.raises(SettingError, match="unknown = 'skip'"):
+        tokenizer.decode([], unknown="skip")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("surrogate", ["a\ud800", "\udcff", "\udc00\ud800"])
@@ -162,12 +264,12 @@ def test_a_lone_surrogate_is_a_clear_error(tokenizer: Tokenizer, surrogate: str)
         tokenizer.encode(surrogate)
     if tokenizer.kind != "byte":
         with pytest.raises(InputError, match="lone surrogate"):
-            type(tokenizer).train(["abc", surrogate])
+            type(tokenizer).train(["123", surrogate])
 
 
 def test_specials_take_no_part_in_training(tokenizer: Tokenizer) -> None:
     size = {"vocab_size": SIZES[tokenizer.kind]} if tokenizer.kind in SIZES else {}
-    joined = type(tokenizer).train(["<|endoftext|>".join(CORPUS)], **size)  # type: ignore[call-arg]
+    joined = type(tokenizer).train(["<|endoftext|>".join(corpus(tokenizer.kind))], **size)  # type: ignore[call-arg]
     assert joined.vocabulary() == tokenizer.vocabulary()
     assert sum(b"|" in token for _, token in joined.vocabulary() if len(token) > 1) == 1
 
@@ -233,7 +335,9 @@ def test_errors_of_a_state(tokenizer: Tokenizer) -> None:
 
 def test_a_spec_trains_and_mistakes_are_named(tokenizer: Tokenizer) -> None:
     size = {"vocab_size": SIZES[tokenizer.kind]} if tokenizer.kind in SIZES else {}
-    assert train_tokenizer({"name": tokenizer.kind, **size}, CORPUS).fingerprint == tokenizer.fingerprint
+    assert (
+        train_tokenizer({"name": tokenizer.kind, **size}, corpus(tokenizer.kind)).fingerprint == tokenizer.fingerprint
+    )
     with pytest.raises(SettingError, match=r"has no 'specialss'; did you mean 'specials'\?"):
         train_tokenizer({"name": tokenizer.kind, "specialss": []}, CORPUS)
     with pytest.raises(SettingError, match=r"tokenizer has no 'bpee'; did you mean 'bpe'\?"):

@@ -23,9 +23,11 @@ def evaluate(
         return
     out = console()
     out.print(f"validation loss {result['validation_loss']:.4f} nats a token")
-    for name in ("bits_per_byte", *result["compressors"]):
-        bits = result["compressors"].get(name, result["bits_per_byte"])
-        out.print(f"  {'this model' if name == 'bits_per_byte' else name:<12} {bits:.4f} bits per byte")
+    if result["bits_per_byte"] is None:
+        out.print("  no bits per byte: the tokens do not hold all of the text")
+        return
+    for name, bits in {"this model": result["bits_per_byte"], **result["compressors"]}.items():
+        out.print(f"  {name:<12} {bits:.4f} bits per byte")
 
 
 def report(run: Annotated[Path, typer.Argument(help="A run's folder.")]) -> None:

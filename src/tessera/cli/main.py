@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tessera import __version__
-from tessera.cli import chat, data, demo, evaluate, generate, runs, train
+from tessera.cli import chat, data, demo, evaluate, generate, runs, tokenizer, train
 from tessera.errors import TesseraError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("report")(evaluate.report)
 app.add_typer(runs.app, name="runs")
 app.add_typer(data.app, name="data")
+app.add_typer(tokenizer.app, name="tokenizer")
 
 
 def _version(asked: bool) -> None:

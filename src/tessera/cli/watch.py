@@ -63,11 +63,10 @@ def show_result(out: Console, result: Result) -> None:
         return
     show_seconds(out, result.seconds)
     out.print(f"\n[bold]Run[/bold] {path}  (report: {path / 'report.html'})")
-    if result.loss is not None and result.bits_per_byte is not None:
-        out.print(
-            f"validation loss {result.loss.mean:.4f} nats a token, "
-            f"[bold]{result.bits_per_byte:.4f} bits per byte[/bold]"
-        )
+    if result.loss is not None:
+        bits = result.bits_per_byte
+        per_byte = "" if bits is None else f", [bold]{bits:.4f} bits per byte[/bold]"
+        out.print(f"validation loss {result.loss.mean:.4f} nats a token{per_byte}")
     for name, bits in result.compressors.items():
         out.print(f"  {name:<8} {bits:.4f} bits per byte for the same text")
     if "python_share" in result.extra:

@@ -25,7 +25,6 @@ from typing import Annotated, Any, BinaryIO, Literal, cast
 from pydantic import BeforeValidator, Field, field_validator
 
 from tessera.config import Settings, Spec, check_spec
-from tessera.data.batches import BATCHES
 from tessera.data.catalog import CORPORA
 from tessera.data.download import Progress, download, file_name
 from tessera.errors import InputError, SettingError
@@ -59,6 +58,8 @@ class DataSettings(Settings):
     @field_validator("batches")
     @classmethod
     def _batches(cls, spec: Spec) -> Spec:
+        from tessera.data.batches import BATCHES  # and torch with it, which reading text does not need
+
         return check_spec(BATCHES, spec, "data.batches", given=("shard", "context", "batch_size", "seed"))
 
 

@@ -59,11 +59,16 @@ def held_out(sizes: np.ndarray, digests: np.ndarray, *, share: float, split: Spl
 def cut_tail(document: Document, *, share: float) -> tuple[Document, Document]:
     """The document as two, cut at the line end nearest to its last `share`.
 
-    Where every line end would hold out more than half (one endless line), at the nearest space, else anywhere.
+    Where every line end would hold out more than half (one endless line), at the nearest space or comma, else anywhere.
     """
     text = document.text
     target = round(len(text) * (1 - share))
-    cut = _nearest(text, "\n", target) or _nearest(text, " ", target) or min(max(target, 1), len(text) - 1)
+    cut = (
+        _nearest(text, "\n", target)
+        or _nearest(text, " ", target)
+        or _nearest(text, ",", target)
+        or min(max(target, 1), len(text) - 1)
+    )
     if not 0 < cut < len(text):
         raise InputError(f"{document.name}: {len(text)} character is too short to hold out a part for validation")
     start = Document(name=f"{document.name} (start)", text=text[:cut], source=document.source)

@@ -52,7 +52,7 @@ class _Row:
     def __post_init__(self) -> None:
         # The decoder has seen the end of the prompt, so that prompt and answer join as one text: a space between words,
         # the rest of a character that the prompt began (at most 3 tokens ago). A new document begins afresh.
-        self._decoder = self.tokenizer.stream()
+        self._decoder = self.tokenizer.stream(unknown="replace")
         if self.prompt_ids[-1] != self.tokenizer.end_id:
             for id in self.prompt_ids[-3:]:
                 self._decoder.push(id)
@@ -180,7 +180,7 @@ class Engine:
 
     def _prompt_ids(self, prompt: str | Sequence[int], *, truncate: bool) -> list[int]:
         """The prompt as ids that fit into the context."""
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.tokenizer.encode(prompt, specials="none") if isinstance(prompt, str) else list(prompt)
         if not ids:
             if self.tokenizer.end_id is None:
                 raise InputError("the prompt is empty, and the tokenizer has no <|endoftext|> to begin a document with")

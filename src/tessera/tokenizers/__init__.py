@@ -9,17 +9,25 @@ from typing import Any
 
 from tessera.config import Spec, check_spec
 from tessera.errors import DamagedError, InputError
-from tessera.tokenizers.bpe import NaiveBpe, RegexBpe
+from tessera.tokenizers.bins import BinTokenizer
+from tessera.tokenizers.bpe import NaiveBpe
 from tessera.tokenizers.byte import ByteTokenizer
 from tessera.tokenizers.char import CharTokenizer
 from tessera.tokenizers.contract import Tokenizer, parse_state, read_state
-from tessera.tokenizers.formats import load_vocabulary
+from tessera.tokenizers.formats import FORMATS, export_tokenizer, import_tokenizer, load_vocabulary
+from tessera.tokenizers.regex_bpe import RegexBpe
+from tessera.tokenizers.sentencepiece.piece_bpe import PieceBpe
+from tessera.tokenizers.sentencepiece.unigram import UnigramTokenizer
+from tessera.tokenizers.symbols import SymbolTokenizer
 from tessera.tokenizers.word import WordTokenizer
 
 __all__ = [
+    "FORMATS",
     "TOKENIZERS",
     "Tokenizer",
     "check_tokenizer",
+    "export_tokenizer",
+    "import_tokenizer",
     "load_tokenizer",
     "load_vocabulary",
     "tokenizer_from_json",
@@ -33,12 +41,16 @@ TOKENIZERS: dict[str, type[Tokenizer]] = {
     "byte": ByteTokenizer,
     "bpe": RegexBpe,
     "bpe-naive": NaiveBpe,
+    "unigram": UnigramTokenizer,
+    "bpe-pieces": PieceBpe,
+    "symbols": SymbolTokenizer,
+    "bins": BinTokenizer,
 }
 
 
 def check_tokenizer(spec: Spec | str | Mapping[str, Any], *, path: str = "tokenizer") -> Spec:
     """`spec` with its settings' types checked against the kind's `train`."""
-    return check_spec({name: kind.train for name, kind in TOKENIZERS.items()}, spec, path, given=("texts",))
+    return check_spec({name: kind.train for name, kind in TOKENIZERS.items()}, spec, path, given=("texts", "progress"))
 
 
 def train_tokenizer(spec: Spec | str | Mapping[str, Any], texts: Iterable[str]) -> Tokenizer:

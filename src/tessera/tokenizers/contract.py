@@ -10,38 +10,47 @@ A kind adds three methods: `encode_ordinary`, `settings` and `restore`; and a cl
 import codecs
 import hashlib
 import json
-import os
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from operator import index
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from tessera.errors import DamagedError, InputError, SettingError, StorageError
-from tessera.tokenizers.specials import END, Specials, assign_specials, check_text, split_specials
+from tessera.errors import DamagedError, InputError, SettingError
+from tessera.tokenizers.files import read_text, write_files
+from tessera.tokenizers.specials import (
+    END,
+    Specials,
+    assign_specials,
+    check_text,
+    specials_pattern,
+    split_specials,
+)
 
 VERSION = 1
+
+Allowed = str | Collection[str]  # "none", "raise", "all", or a set of special tokens
+Unknown = Literal["raise", "replace"]
 
 
 class Tokenizer(ABC):
     """A table of tokens, and a rule that cuts ordinary text into them."""
 
     kind: ClassVar[str]
-    separator: ClassVar[bytes] = b""  # what `decode` writes between two tokens
-    unknown: ClassVar[bytes] = "\ufffd".encode()  # what an id that is not in the table decodes to
+    separator: bytes = b""  # what `decode` writes between two tokens
+    unknown: ClassVar[bytes] = "\ufffd".encode()  # what an id that is not in the table may decode to
 
     def __init__(self, *, tokens: Mapping[int, bytes], specials: Specials) -> None:
         self.specials: dict[str, int] = assign_specials(specials, tokens)
         self._bytes = {**tokens, **{id: name.encode() for name, id in self.specials.items()}}
-
-    @property
-    def n_vocab(self) -> int:
+        self.n_vocab: int = max(self._bytes) + 1
         """One more than the largest id: the rows that an embedding needs."""
-        return max(self._bytes) + 1
+        self.dtype: type[np.uint16] | type[np.uint32] = np.uint16 if self.n_vocab <= 2**16 else np.uint32
+        """The smallest array type that holds every id."""
 
     @property
     def end_id(self) -> int | None:
@@ -58,61 +67,178 @@ class Tokenizer(ABC):
         """What fills short rows up; None where the kind has none."""
         return None
 
-    @property
-    def dtype(self) -> type[np.uint16] | type[np.uint32]:
-        """The smallest array type that holds every id."""
-        return np.uint16 if self.n_vocab <= 2**16 else np.uint32
-
     @abstractmethod
     def encode_ordinary(self, text: str) -> list[int]:
         """The ids of `text`, in which nothing is special."""
 
-    def encode(self, text: str, *, specials: str | Collection[str] = "none") -> list[int]:
+    def ordinary_array(self, text: str) -> np.ndarray:
+        """`encode_ordinary` as an array of `dtype`."""
+        return np.array(self.encode_ordinary(text), dtype=self.dtype)
+
+    def ordinary_arrays(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
+        """`ordinary_array` of each."""
+        return map_threads(self.ordinary_array, texts, threads)
+
+    def encode(self, text: str, *, specials: Allowed = "raise", disallowed: Allowed = "all") -> list[int]:
         """The ids of `text`.
 
-        Where `specials` is "none", a special token that is spelled out is ordinary text; with "all" it becomes its id;
-        a set of names allows only those.
+        `specials` says which special tokens, spelled out in the text, become their ids: a set of names, "all", or
+        none of them with "raise". Those of the others that are `disallowed` (a set of names or "all") are an
+        `InputError` where they are met, and the rest is ordinary text. "none" is short for none of either: the text of
+        a stranger, in which nothing is special.
         """
         check_text(text)
-        allowed = self._allowed(specials)
-        if not allowed:
+        allowed, refused = self._allowed(specials, disallowed)
+        if not self._special_in(text, allowed, refused):
             return self.encode_ordinary(text)
         ids: list[int] = []
-        for part, special in split_specials(text, allowed):
+        for part, special in self._parts(text, allowed, refused):
             ids += [self.specials[part]] if special else self.encode_ordinary(part)
         return ids
 
-    def encode_batch(self, texts: Iterable[str], *, specials: str | Collection[str] = "none") -> list[np.ndarray]:
-        """Each text's ids as an array of `dtype`."""
-        return [np.array(self.encode(text, specials=specials), dtype=self.dtype) for text in texts]
+    def encode_array(self, text: str, *, specials: Allowed = "raise", disallowed: Allowed = "all") -> np.ndarray:
+        """`encode` as an array of `dtype`."""
+        check_text(text)
+        allowed, refused = self._allowed(specials, disallowed)
+        if not self._special_in(text, allowed, refused):
+            return self.ordinary_array(text)
+        arrays = [
+            np.array([self.specials[part]], self.dtype) if special else self.ordinary_array(part)
+            for part, special in self._parts(text, allowed, refused)
+        ]
+        return np.concatenate(arrays)
 
-    def _allowed(self, specials: str | Collection[str]) -> frozenset[str]:
+    def encode_batch(
+        self, texts: Iterable[str], *, specials: Allowed = "none", disallowed: Allowed = "all", threads: int = 1
+    ) -> list[np.ndarray]:
+        """Each text's ids as an array of `dtype`; `threads` help where the kind lets go of the interpreter."""
+        texts = list(texts)
+        for text in texts:
+            check_text(text)
+        names = self._allowed(specials, disallowed)
+        held = [self._special_in(text, *names) for text in texts]
+        ordinary = iter(
+            self.ordinary_arrays([text for text, special in zip(texts, held, strict=True) if not special], threads)
+        )
+        return [
+            self.encode_array(text, specials=specials, disallowed=disallowed) if special else next(ordinary)
+            for text, special in zip(texts, held, strict=True)
+        ]
+
+    def encode_file(
+        self, path: str | Path, *, specials: Allowed = "none", disallowed: Allowed = "all"
+    ) -> Iterator[np.ndarray]:
+        """The ids of a UTF-8 file, part by part, in memory that does not grow with the file: `encode_parts` of it."""
+        return self.encode_parts(read_text(path), specials=specials, disallowed=disallowed)
+
+    def encode_parts(
+        self, parts: Iterable[str], *, specials: Allowed = "none", disallowed: Allowed = "all"
+    ) -> Iterator[np.ndarray]:
+        """The ids of one text that comes in `parts`; joined, the arrays are `encode_array` of the joined text.
+
+        What the next part may still change waits for it; a kind that cannot tell waits for the whole text.
+        """
+        allowed, refused = self._allowed(specials, disallowed)
+        waiting = ""
+        for part in parts:
+            waiting += part
+            settled = self._settled(waiting, allowed | refused)
+            if settled:
+                ready, waiting = waiting[:settled], waiting[settled:]
+                yield self.encode_array(ready, specials=specials, disallowed=disallowed)
+        yield self.encode_array(waiting, specials=specials, disallowed=disallowed)
+
+    def _settled(self, text: str, specials: frozenset[str]) -> int:
+        """How many characters of `text`, the beginning of a longer one, may be encoded on their own: where it is safe
+        to cut, whatever follows. A special token that may only have begun is left for later."""
+        if not specials:
+            return self.settled(text)
+        longest = max(map(len, specials))
+        reach = max(len(text) - longest + 1, 0)
+        end = 0
+        for found in specials_pattern(specials).finditer(text):
+            if found.start() >= reach:
+                break
+            end = found.end()
+        return end + self.settled(text[end : max(reach, end)])
+
+    def settled(self, text: str) -> int:
+        """How many characters of an ordinary text that goes on may be encoded on their own; 0 where it cannot tell."""
+        return 0
+
+    def _allowed(self, specials: Allowed, disallowed: Allowed) -> tuple[frozenset[str], frozenset[str]]:
+        """The special tokens that become ids, and those that are an error."""
         if specials == "none":
-            return frozenset()
-        if specials == "all":
+            return frozenset(), frozenset()
+        allowed = frozenset() if specials == "raise" else self._names("specials", specials, "'none', 'raise', 'all'")
+        return allowed, self._names("disallowed", disallowed, "'all'") - allowed
+
+    def _names(self, setting: str, names: Allowed, words: str) -> frozenset[str]:
+        if names == "all":
             return frozenset(self.specials)
-        if isinstance(specials, str):
-            raise SettingError("specials", specials, "'none', 'all' or a set of special tokens")
-        for name in specials:
+        if isinstance(names, str):
+            raise SettingError(setting, names, f"{words} or a set of special tokens")
+        for name in names:
             if name not in self.specials:
-                raise SettingError.unknown("specials", name, self.specials)
-        return frozenset(specials)
+                raise SettingError.unknown(setting, name, self.specials)
+        return frozenset(names)
+
+    @cached_property
+    def _prefix(self) -> str:
+        """What every special token begins with: where the text does not hold it, no pattern need be tried."""
+        first, last = min(self.specials), max(self.specials)
+        return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
+
+    def _special_in(self, text: str, allowed: frozenset[str], refused: frozenset[str]) -> bool:
+        names = allowed | refused
+        return bool(names) and self._prefix in text and specials_pattern(names).search(text) is not None
+
+    def _parts(self, text: str, allowed: frozenset[str], refused: frozenset[str]) -> Iterator[tuple[str, bool]]:
+        for part, special in split_specials(text, allowed | refused):
+            if special and part in refused:
+                raise InputError(
+                    f"the text holds the special token {part!r}: say specials='all' (or name it) to make it one, "
+                    "specials='none' to take it for ordinary text"
+                )
+            yield part, special
+
+    def with_specials(self, specials: Specials) -> Self:
+        """The same tokenizer with more special tokens; one without an id takes the next free one."""
+        more = dict(specials) if isinstance(specials, Mapping) else dict.fromkeys(specials)
+        return self.restore({**self.settings(), "specials": {**more, **self.specials}})
 
     def token_bytes(self, id: int) -> bytes:
-        """One token's bytes; of an id that is not in the table, `unknown`."""
-        return self._bytes.get(index(id), self.unknown)
+        """One token's bytes."""
+        try:
+            return self._bytes[index(id)]
+        except KeyError:
+            raise InputError(f"no token has the id {id}: this vocabulary ends at {self.n_vocab - 1}") from None
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that `ids` stand for, which need not be whole characters."""
-        return self.separator.join(map(self.token_bytes, ids))
+    def _lookup(self, unknown: Unknown) -> Callable[[int], bytes]:
+        if unknown == "replace":
+            return lambda id: self._bytes.get(index(id), self.unknown)
+        if unknown == "raise":
+            return self.token_bytes
+        raise SettingError("unknown", unknown, "'raise' or 'replace'")
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode_bytes(self, ids: Iterable[int], *, unknown: Unknown = "raise") -> bytes:
+        """The bytes that `ids` stand for, which need not be whole characters.
+
+        An id that is no token's is an `InputError`, or becomes U+FFFD with `unknown="replace"`.
+        """
+        return self.separator.join(map(self._lookup(unknown), ids))
+
+    def decode(self, ids: Iterable[int], *, unknown: Unknown = "raise") -> str:
         """The text that `ids` stand for; bytes that are no character become U+FFFD."""
-        return self.decode_bytes(ids).decode("utf-8", "replace")
+        return self.decode_bytes(ids, unknown=unknown).decode("utf-8", "replace")
 
-    def stream(self) -> "StreamDecoder":
+    def decode_batch(self, batch: Iterable[Iterable[int]], *, unknown: Unknown = "raise") -> list[str]:
+        """The text of each."""
+        return [self.decode(ids, unknown=unknown) for ids in batch]
+
+    def stream(self, *, unknown: Unknown = "raise") -> "StreamDecoder":
         """A decoder that takes ids one at a time."""
-        return StreamDecoder(self)
+        return StreamDecoder(self, self._lookup(unknown))
 
     def vocabulary(self) -> list[tuple[int, bytes]]:
         """Every (id, bytes), special tokens too, by id."""
@@ -160,12 +286,20 @@ class Tokenizer(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, whole or not at all."""
-        _write_atomic(Path(path), self.to_json().encode())
+        write_files({Path(path): self.to_json().encode()})
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """The tokenizer that `save` wrote; `load_tokenizer` reads every kind."""
         return cls.from_state(read_state(path))
+
+
+def map_threads(function: Callable[[Any], Any], items: Sequence[Any], threads: int) -> list[Any]:
+    """`function` of each item, in so many threads."""
+    if threads == 1 or len(items) < 2:
+        return list(map(function, items))
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))
 
 
 class StreamDecoder:
@@ -174,16 +308,18 @@ class StreamDecoder:
     Bytes wait until their character is whole.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, token_bytes: Callable[[int], bytes]) -> None:
+        self._separator = tokenizer.separator
+        self._token_bytes = token_bytes
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._started = False
 
     def push(self, id: int) -> str:
         """The text that `id` completes, often one piece, sometimes none."""
-        separator = self._tokenizer.separator if self._started else b""
+        token = self._token_bytes(id)
+        separator = self._separator if self._started else b""
         self._started = True
-        return self._characters.decode(separator + self._tokenizer.token_bytes(id))
+        return self._characters.decode(separator + token)
 
     def finish(self) -> str:
         """What is left: U+FFFD for a character that never became whole. The decoder is then as new."""
@@ -213,30 +349,9 @@ def parse_state(text: str | bytes, path: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(text)
         state, sha256 = content["tokenizer"], content["sha256"]
+        whole = isinstance(state, dict) and state_sha256(state) == sha256
     except (ValueError, KeyError, TypeError, RecursionError):
         raise DamagedError(path, "it is not a whole tokenizer file") from None
-    if not isinstance(state, dict) or state_sha256(state) != sha256:
+    if not whole:
         raise DamagedError(path, "its content does not match its sha256")
     return state
-
-
-def _write_atomic(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, whole: temporary file, fsync, rename, fsync of the folder."""
-    temporary: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f"{path.name}.", suffix=".tmp", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise StorageError(path, error) from error

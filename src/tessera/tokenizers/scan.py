@@ -10,14 +10,45 @@ import regex
 
 from tessera.errors import SettingError
 
-# GPT-2's and GPT-4's (cl100k_base) patterns as tiktoken has them: `++` and `?+` never give back what they took.
+# Each is written as its model's authors publish it: GPT-2's, GPT-4's (cl100k_base) and GPT-4o's (o200k_base) as in
+# tiktoken, where `++` and `?+` never give back what they took; Llama 3's and Qwen's as in their `tokenizer.json`.
+# SmolLM's is one expression for two steps, every digit cut out and then GPT-2's pattern on what lies between: hence
+# white space before a digit is taken whole, like white space at the end.
 PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     "gpt4": (
         r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
         r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
     ),
+    "o200k": (
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "llama3": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "qwen2": (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    ),
+    "smollm": r"\p{N}|'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?[^\s\p{L}\p{N}]++|\s+(?![^\s\p{N}])|\s",
 }
+
+# Other spellings that cut every text alike, as they are found in files.
+SPELLINGS = {
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+": "gpt2",
+}
+
+UNICODE = "16.0.0"
+"""The version of Unicode by which text is cut: that of tiktoken 0.14 and tokenizers 0.23, so that the ids are theirs
+for every character, whatever the versions of Python and `regex` (docs/unicode.md)."""
+
+# The number by which the compiled scanner knows a pattern, for its name, its expression and its other spellings.
+RULES = {key: number for number, pair in enumerate(PATTERNS.items()) for key in pair}
+RULES |= {spelling: RULES[name] for spelling, name in SPELLINGS.items()}
 
 
 def split_pieces(pattern: regex.Pattern, text: str) -> Sequence[str]:

@@ -9,9 +9,11 @@ from functools import lru_cache
 from operator import index
 
 from tessera.errors import InputError, SettingError
+from tessera.native.text import utf8_of
 
 END = "<|endoftext|>"
 MAX_ID = 2**31 - 1
+MAX_ORDINARY = 2**20
 
 # The setting `specials`: names, or names with ids; None takes the next free id.
 Specials = Mapping[str, int | None] | Sequence[str]
@@ -21,7 +23,7 @@ DEFAULT_SPECIALS: Specials = (END,)
 def check_text(text: str) -> None:
     """A str may hold half of a UTF-16 pair, which no encoding can write: an `InputError` that says where."""
     try:
-        text.encode()
+        utf8_of(text)
     except UnicodeEncodeError as error:
         code = ord(text[error.start])
         raise InputError(
@@ -58,20 +60,33 @@ def assign_specials(specials: Specials, taken: Collection[int]) -> dict[str, int
     return assigned
 
 
-def n_ordinary(vocab_size: int, specials: Specials) -> int:
+def n_ordinary(vocab_size: int, specials: Specials, *, least: int = 0) -> int:
     """How many ids below `vocab_size` are left for ordinary tokens once every special token has its own.
 
-    >>> n_ordinary(300, {"<|endoftext|>": None, "<|user|>": 5000})
+    Fewer than `least`, if given, is a `SettingError` before any work is done.
+
+    >>> n_ordinary(300, {"<|endoftext|>": None, "<|user|>": 5000}, least=256)
     299
     """
     ids = list(specials.values()) if isinstance(specials, Mapping) else [None] * len(specials)
-    left = vocab_size - sum(id is None or id < vocab_size for id in ids)
-    assign_specials(specials, range(left))
-    return left
+    reserved = sum(id is None or id < vocab_size for id in ids)
+    if least and not least <= vocab_size - reserved <= MAX_ORDINARY:
+        expected = f"{least + reserved} to {MAX_ORDINARY + reserved}: {least} to begin with, {reserved} special tokens"
+        raise SettingError("tokenizer.vocab_size", vocab_size, expected)
+    assign_specials(specials, range(vocab_size - reserved))
+    return vocab_size - reserved
+
+
+def check_enough(n_found: int, n_tokens: int, vocab_size: int) -> None:
+    """A text too small for `vocab_size` is a `SettingError` that says how many there can be."""
+    if n_found < n_tokens:
+        most = vocab_size - n_tokens + n_found
+        raise SettingError("tokenizer.vocab_size", vocab_size, f"at most {most}: the text has no more pairs to merge")
 
 
 @lru_cache(64)
-def _specials_pattern(names: frozenset[str]) -> re.Pattern[str]:
+def specials_pattern(names: frozenset[str]) -> re.Pattern[str]:
+    """Finds any of `names`; of two that match, the longer."""
     longest_first = sorted(names, key=lambda name: (-len(name), name))
     return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
@@ -83,7 +98,7 @@ def split_specials(text: str, names: Iterable[str]) -> Iterator[tuple[str, bool]
     [('one', False), ('<|endoftext|>', True), ('two', False)]
     """
     names = frozenset(names)
-    parts = _specials_pattern(names).split(text) if names else [text]
+    parts = specials_pattern(names).split(text) if names else [text]
     return ((part, place % 2 == 1) for place, part in enumerate(parts) if part)
 
 

@@ -1,0 +1,1 @@
+"""Whole programs to read and run, each as `python examples/NAME.py`."""

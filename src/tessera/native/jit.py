@@ -1,0 +1,115 @@
+"""The compiler: numba, with machine code that is kept between processes in the user's cache folder.
+
+`compiled` is for functions that work on addresses and plain numbers: they run without the GIL and check nothing. Their
+code is stored under a stamp of all sources in their folder, the one above it and this one, as a function holds the code
+and the constants of what it uses. What cannot be read from the cache is compiled anew, and where nothing can be written
+nothing is kept.
+"""
+
+import hashlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, NullCache, _CacheLocator
+
+log = logging.getLogger("tessera.native")
+
+
+def cache_folder() -> Path:
+    """Where machine code is kept: `$TESSERA_CACHE`, else the user's cache folder by the habits of the system."""
+    if chosen := os.environ.get("TESSERA_CACHE"):
+        return Path(chosen).expanduser() / "compiled"
+    if sys.platform == "darwin":
+        base = Path("~/Library/Caches").expanduser()
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return base / "tessera" / "compiled"
+
+
+@cache
+def _say_once(folder: str) -> None:
+    log.warning("compiling for this machine, once: it takes some seconds, and %s keeps the result", folder)
+
+
+@cache
+def _stamp(folder: Path) -> str:
+    """The sha256 of the sources that a function of `folder` may be made of."""
+    digest = hashlib.sha256()
+    for place in (folder, folder.parent, Path(__file__).parent):
+        for source in sorted(place.glob("*.py")):
+            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+class _Locator(_CacheLocator):
+    def __init__(self, source: Path) -> None:
+        self._stamp = _stamp(source.parent)
+        self._folder = cache_folder() / self._stamp[:16]
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_Locator":
+        return cls(Path(py_file))
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return self._stamp
+
+    def get_disambiguator(self) -> None:
+        return None
+
+
+class _CacheImpl(CompileResultCacheImpl):
+    _locator_classes = [_Locator]  # type: ignore[list-item]  # noqa: RUF012 - as numba has it
+
+
+class _Cache(FunctionCache):
+    """numba's cache (a temporary file and a rename for each entry), for which no failure is an error."""
+
+    _impl_class = _CacheImpl
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        found = None
+        try:
+            found = super().load_overload(sig, target_context)
+        except Exception as error:  # whatever a damaged pickle raises
+            log.warning("the compiled code of %s cannot be read (%r) and is made anew", self._name, error)
+        if found is None:
+            _say_once(self.cache_path)
+        return found
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:  # a damaged index is read before it is written
+            log.info("the compiled code of %s is not kept (%r)", self._name, error)
+
+
+def _cache_of(function: Callable[..., Any]) -> FunctionCache | NullCache:
+    try:
+        found = _Cache(function)
+        found._impl.locator.ensure_cache_path()
+    except (OSError, RuntimeError) as error:
+        log.info("no compiled code is kept: %r", error)
+        return NullCache()
+    return found
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """`function` as machine code for the types that it is called with: no GIL, no checks, divisions as in NumPy."""
+    dispatcher: Any = numba.njit(nogil=True, boundscheck=False, error_model="numpy")(function)
+    dispatcher._cache = _cache_of(function)
+    return dispatcher
+
+
+def inner(function: Callable[..., Any]) -> Any:
+    """`compiled` for what only compiled functions call: it cannot be called from Python, and is kept within them."""
+    flags: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return numba.njit(nogil=True, boundscheck=False, error_model="numpy", **flags)(function)

@@ -1,0 +1,1 @@
+"""What runs as machine code: scanners, encoder and trainer. Imported only where it is used, as it brings numba."""

@@ -1,0 +1,1 @@
+"""Looking at vocabularies: what of one is used, how several compare, and what can be left out."""

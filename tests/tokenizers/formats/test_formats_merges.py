@@ -1,0 +1,55 @@
+"""Merges recovered from ranks, against the two rules on random vocabularies."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tessera.errors import InputError
+from tessera.tokenizers.encode import merge_listed, merge_lowest
+from tessera.tokenizers.formats.merges import listed_merges, read_merges, recover_merges, simplest_rule
+
+
+@st.composite
+def vocabularies(draw: st.DrawFn) -> dict[bytes, int]:
+    """Any tokens over two letters with any ids: what no training would give as well."""
+    longer = draw(st.lists(st.binary(min_size=2, max_size=7).map(lambda b: bytes(97 + x % 2 for x in b)), unique=True))
+    tokens = [b"a", b"b", *longer]
+    return dict(zip(tokens, draw(st.permutations(range(len(tokens)))), strict=True))
+
+
+def joined(ranks: dict[bytes, int], merges: list[tuple[int, int]]) -> dict[tuple[int, int], tuple[int, int]]:
+    tokens = {id: token for token, id in ranks.items()}
+    return {pair: (order, ranks[tokens[pair[0]] + tokens[pair[1]]]) for order, pair in enumerate(merges)}
+
+
+@settings(max_examples=300, deadline=None)
+@given(vocabularies())
+def test_recovered_merges_give_the_ids_of_the_ranks(ranks: dict[bytes, int]) -> None:
+    merges, alone = recover_merges(ranks)
+    rule = joined(ranks, merges)
+    for length in range(1, 10):
+        for letters in itertools.islice(itertools.product(b"ab", repeat=length), 0, 512, 3):
+            piece = bytes(letters)
+            assert merge_listed([ranks[bytes([byte])] for byte in piece], rule) == merge_lowest(piece, ranks)
+    for token, id in ranks.items():
+        assert (merge_lowest(token, ranks) == [id]) == (id not in alone)
+    assert simplest_rule(ranks, merges, True) == (None, True)
+    assert simplest_rule(ranks, merges, False) == (None, not alone)
+
+
+def test_other_merges_stay_as_they_are() -> None:
+    ranks = {b"a": 0, b"b": 1, b"c": 2, b"ab": 3, b"bc": 4, b"abc": 5}
+    assert recover_merges(ranks) == ([(0, 1), (1, 2), (3, 2)], [])
+    for merges in ([(1, 2), (0, 1), (3, 2)], [(0, 1), (1, 2), (0, 4)], [(0, 1)]):
+        assert simplest_rule(ranks, merges, False) == (merges, False)
+    assert simplest_rule(ranks, None, False) == (None, True)
+    assert listed_merges(ranks, [(1, 2), (0, 1), (1, 2)]) == [(1, 2), (0, 1)]
+
+
+def test_of_a_merge_listed_twice_the_later_counts() -> None:
+    vocabulary = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4}
+    assert read_merges([("a", "b"), ("b", "c"), ("a", "b")], vocabulary, "x") == [(1, 2), (0, 1)]
+    with pytest.raises(InputError, match=r"x: merge 1 \(a c\) needs 'ac', which is no token"):
+        read_merges([("a", "c")], vocabulary, "x")
