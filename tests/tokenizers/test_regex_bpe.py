@@ -133,3 +133,20 @@ def test_text_is_brought_to_a_normal_form() -> None:
     assert RegexBpe.from_state(tokenizer.state()).normalize == "NFC"
     with pytest.raises(SettingError, match=r"tokenizer\.normalize = 'nfc'"):
         RegexBpe(ranks=ranks, normalize="nfc")  # type: ignore[arg-type]
+
+
+def test_files_train_what_their_texts_train(tmp_path: Path) -> None:
+    texts = [*HARD, Path(__file__).read_text()]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_bytes(text.encode())
+    paths = [tmp_path / f"{number}.txt" for number in range(len(texts))]
+    seen: list[tuple[int, int]] = []
+    settings = {"vocab_size": 500, "pattern": "qwen2", "specials": ["<|endoftext|>", "return"]}
+    tokenizer = RegexBpe.train_files(
+        paths, counts=tmp_path / "counts", reading=lambda *done: seen.append(done), **settings
+    )
+    assert tokenizer.fingerprint == RegexBpe.train(texts, **settings).fingerprint
+    assert seen[-1] == (sum(len(text.encode()) for text in texts),) * 2
+    assert RegexBpe.train_files(paths, counts=tmp_path / "counts", **settings).fingerprint == tokenizer.fingerprint
+    normal = RegexBpe.train(["e\u0301 e\u0301"], vocab_size=258, specials=[], normalize="NFC")
+    assert b"\xc3\xa9" in normal.ranks

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +36,7 @@ app.command("stats")(vocabulary.stats)
 app.command("compare")(vocabulary.compare)
 app.command("prune")(vocabulary.prune)
 
+PLAIN = (".txt", ".md", ".py")
 MEASURED_BYTES = 10_000_000  # of the text, for the bytes per token that training ends with
 READ_CHARACTERS = 2**20
 DECODED_AT_ONCE = 2**14
@@ -56,17 +57,21 @@ def train(
     pattern: Annotated[str | None, typer.Option(help="bpe: gpt2, gpt4, o200k, ... or a regular expression.")] = None,
     ties: Annotated[str | None, typer.Option(help="bpe, of equal pairs: first or lexicographic.")] = None,
     special: Annotated[list[str] | None, typer.Option(help="A special token beside <|endoftext|>; repeat it.")] = None,
+    counts: Annotated[
+        Path | None, typer.Option(help="bpe: keep what was counted here, and go on from it after a stop.")
+    ] = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Learn a tokenizer from text.
+    """Learn a tokenizer from text. bpe reads plain files in parts; memory does not grow with them.
 
     [bold]tessera tokenizer train my.txt --vocab-size 8000 --out tokenizer.json[/bold]
     """
     from tessera.cli.train import split_inputs
     from tessera.config import override
     from tessera.data.documents import read_documents
-    from tessera.tokenizers import TOKENIZERS, check_tokenizer
+    from tessera.tokenizers import TOKENIZERS, RegexBpe, check_tokenizer
+    from tessera.tokenizers.files import read_text
     from tessera.tokenizers.specials import END
 
     sources, settings = split_inputs(inputs)
@@ -79,22 +84,29 @@ def train(
     named = {"name": kind, **{name: value for name, value in given.items() if value is not None}}
     spec = check_tokenizer(override(named, settings))
     refuse_existing([out], force=force)
+    plain = _read_in_parts(sources, spec.name, spec.settings, counts)
     documents = read_documents(sources)
     shown = console(quiet=as_json)
     start = time.perf_counter()
     more = dict(spec.settings)
     with Activity(shown) as activity:
-        if "progress" in inspect.signature(TOKENIZERS[spec.name].train).parameters:
-            more["progress"] = activity.count
-        texts = (text for _, text in activity.read(documents, "read"))
-        tokenizer = TOKENIZERS[spec.name].train(texts, **more)
+        tokenizer: Tokenizer
+        if plain:
+            more |= {"reading": activity.reading, "progress": activity.count}
+            tokenizer = RegexBpe.train_files(sources, counts=counts, **more)
+        else:
+            if "progress" in inspect.signature(TOKENIZERS[spec.name].train).parameters:
+                more["progress"] = activity.count
+            texts = (text for _, text in activity.read(documents, "read"))
+            tokenizer = TOKENIZERS[spec.name].train(texts, **more)
     seconds = time.perf_counter() - start
     _save(tokenizer, out)
+    measured = (text for path in sources for text in read_text(path)) if plain else (found.text for found in documents)
     content = {
         "path": str(out),
         "kind": tokenizer.kind,
         "n_vocab": tokenizer.n_vocab,
-        "bytes_per_token": _bytes_per_token(tokenizer, documents),
+        "bytes_per_token": _bytes_per_token(tokenizer, measured),
         "seconds": seconds,
         "fingerprint": tokenizer.fingerprint,
     }
@@ -108,12 +120,22 @@ def train(
     )
 
 
-def _bytes_per_token(tokenizer: "Tokenizer", documents: Iterable[Any]) -> float:
+def _read_in_parts(sources: list[str], kind: str, settings: Mapping[str, Any], counts: Path | None) -> bool:
+    """Whether the sources are plain files that byte-pair encoding can count part by part."""
+    plain = all(Path(source).suffix in PLAIN and Path(source).is_file() for source in sources)
+    if kind == "bpe" and plain and "normalize" not in settings:
+        return True
+    if counts is not None:
+        raise SettingError("counts", str(counts), f"only with kind bpe and files in {', '.join(PLAIN)}")
+    return False
+
+
+def _bytes_per_token(tokenizer: "Tokenizer", texts: Iterable[str]) -> float:
     from tessera.tokenizers.vocabulary.usage import Usage
 
     usage = Usage()
-    for document in documents:
-        text = document.text[:MEASURED_BYTES]
+    for whole in texts:
+        text = whole[:MEASURED_BYTES]
         usage.add(text, tokenizer.encode_array(text, specials="all"))
         if usage.n_bytes >= MEASURED_BYTES:
             break

@@ -112,6 +112,7 @@ class Activity:
         )
         self._bar = Progress(*columns, console=out, transient=True, disable=out.quiet or not out.is_terminal)
         self._task: TaskID | None = None
+        self._read: TaskID | None = None
 
     def __enter__(self) -> "Activity":
         self._bar.start()
@@ -129,6 +130,12 @@ class Activity:
             n_bytes += len(document.text.encode())
             self._bar.update(task, done=size(n_bytes))
         self._bar.update(task, total=n_bytes, completed=n_bytes)
+
+    def reading(self, done: int, total: int) -> None:
+        """`done` of `total` bytes."""
+        if self._read is None:
+            self._read = self._bar.add_task("read", total=total, done="")
+        self._bar.update(self._read, completed=done, done=f"{size(done)} of {size(total)}")
 
     def count(self, done: int, total: int) -> None:
         """`done` of `total` merges."""

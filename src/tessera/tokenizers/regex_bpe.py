@@ -7,6 +7,7 @@ where it is a token, and else built up from its bytes, the earliest merge first.
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -125,6 +126,36 @@ class RegexBpe(Tokenizer):
         check_enough(len(tokens), n_tokens, vocab_size)
         ranks = {token: id for id, token in enumerate(tokens)}
         return cls(ranks=ranks, pattern=pattern, specials=specials, normalize=normalize)
+
+    @classmethod
+    def train_files(
+        cls,
+        paths: Sequence[str | Path],
+        *,
+        vocab_size: int = 4096,
+        pattern: str = "gpt4",
+        ties: Ties = "first",
+        specials: Specials = DEFAULT_SPECIALS,
+        threads: int = 1,
+        counts: str | Path | None = None,
+        reading: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Self:
+        """The same from files of UTF-8 text, in memory that does not grow with them; `reading(bytes done, of)`.
+
+        With `counts`, what was counted so far is kept in that file now and then, and a training that was stopped
+        goes on from it.
+        """
+        from tessera.tokenizers.count import count_files
+        from tessera.tokenizers.train import train_bpe
+
+        n_tokens = n_ordinary(vocab_size, specials, least=256)
+        words = count_files(
+            paths, pattern=pattern, specials=specials, threads=threads, partial=counts, progress=reading
+        )
+        _, tokens = train_bpe(words, n_tokens, ties=ties, progress=progress)
+        check_enough(len(tokens), n_tokens, vocab_size)
+        return cls(ranks={token: id for id, token in enumerate(tokens)}, pattern=pattern, specials=specials)
 
     def settings(self) -> dict[str, Any]:
         """The ranks' bytes are written as the characters of the same code (Latin-1)."""
