@@ -104,18 +104,34 @@ def hugging_face_merges(text: str, n_tokens: int) -> list[tuple[bytes, bytes]]:
     ]
 
 
-@pytest.mark.parametrize("corpus", ["shakespeare", "python", "chinese"])
-def test_merges_are_hugging_faces(corpus: str, request: pytest.FixtureRequest) -> None:
+CORPORA = ["shakespeare", "python", "chinese"]
+
+
+def corpus_text(corpus: str, request: pytest.FixtureRequest) -> str:
+    """About 500 kB."""
     if corpus == "python":
-        text = "".join(python_texts(500_000))
-    else:
-        folder = request.getfixturevalue("shared_data")
-        name = {"shakespeare": "text/tinyshakespeare.txt", "chinese": "instruct/alpaca_zh_demo.json"}[corpus]
-        content = (folder / name).read_text(encoding="utf-8")[:500_000]
-        text = json.dumps(json.loads(content), ensure_ascii=False) if corpus == "chinese" else content
+        return "".join(python_texts(500_000))
+    folder = request.getfixturevalue("shared_data")
+    if corpus == "shakespeare":
+        return (folder / "text" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:500_000]
+    content = (folder / "instruct" / "alpaca_zh_demo.json").read_text(encoding="utf-8")
+    return json.dumps(json.loads(content), ensure_ascii=False)[:500_000]
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_merges_are_hugging_faces(corpus: str, request: pytest.FixtureRequest) -> None:
+    text = corpus_text(corpus, request)
     words = count_words([text], pattern="gpt2", unicode_version="16.0.0")
     merges, tokens = train_bpe(words, 4000, alphabet=PRINTABLE_FIRST)
     assert [(tokens[first], tokens[second]) for first, second in merges] == hugging_face_merges(text, 4000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("corpus", CORPORA)
+def test_merges_are_the_textbooks_on_three_corpora(corpus: str, ties: Ties, request: pytest.FixtureRequest) -> None:
+    pieces = dict(count_words([corpus_text(corpus, request)[:8_000]]).items())
+    assert train_bpe(pieces, 420, ties=ties) == textbook(pieces, 420, ties)
 
 
 def test_training_ends_where_the_pairs_do() -> None:

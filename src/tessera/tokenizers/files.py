@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tessera.errors import InputError, StorageError
 
-READ_CHARACTERS = 2**20
+READ_CHARACTERS = 2**19
 
 
 def write_files(files: Mapping[Path, bytes], *, make_folders: bool = False) -> None:

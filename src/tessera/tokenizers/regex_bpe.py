@@ -20,6 +20,7 @@ from tessera.tokenizers.scan import compile_pattern
 from tessera.tokenizers.specials import DEFAULT_SPECIALS, Specials, check_enough, n_ordinary
 
 GROUP = 2**18
+MOST_OF_A_THREAD = 2**23
 
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
@@ -75,13 +76,14 @@ class RegexBpe(Tokenizer):
         return self.encoder.encode(text).astype(self.dtype, copy=False)
 
     def ordinary_arrays(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
-        """In groups of GROUP characters, so that a thread has work for a while."""
+        """In groups: of GROUP characters, or one for each thread, so that threads seldom wait for the interpreter."""
         if self.normalize is not None:
             texts = [unicodedata.normalize(self.normalize, text) for text in texts]
+        most = GROUP if threads == 1 else min(max(sum(map(len, texts)) // threads + 1, GROUP), MOST_OF_A_THREAD)
         groups: list[list[str]] = []
-        size = GROUP
+        size = most
         for text in texts:
-            if size >= GROUP:
+            if size >= most:
                 groups.append([])
                 size = 0
             groups[-1].append(text)

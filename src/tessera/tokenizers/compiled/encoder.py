@@ -113,9 +113,12 @@ class CompiledEncoder:
                 if state.done == len(texts):
                     break
                 state.make_scratch(int(found[state.done, 1]))
-            ids = out[: written // 4].copy()
+            if n_bytes <= HELD:
+                out = out[: written // 4].copy()
+        if n_bytes > HELD:
+            out.resize(written // 4, refcheck=False)
         ends = (np.cumsum(found[:, 2]) // 4).tolist()
-        return [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return [out[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     @contextmanager
     def _lent(self) -> Iterator[State]:
