@@ -61,7 +61,7 @@ def test_the_places_of_ones(word: int, base: int) -> None:
 def test_the_same_bits_and_pieces_on_a_plain_processor(tmp_path: Path) -> None:
     tests = Path(__file__).parents[1]
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "TESSERA_CACHE": str(tmp_path)}
-    files = [tests / "native" / "test_simd.py", tests / "tokenizers" / "test_scanners.py"]
+    files = [tests / "native" / "test_simd.py", tests / "tokenizers" / "compiled" / "test_scanners.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts="]
     options = ["--import-mode=importlib", "-m", "not slow", *map(str, files)]
     done = subprocess.run(
