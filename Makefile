@@ -42,6 +42,7 @@ clean:
 $(VENV)/.runs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) --editable .
+	$(BIN)/python -m tessera.tokenizers.compiled
 	touch $@
 
 $(VENV)/.develops: $(VENV)/.runs
