@@ -7,7 +7,8 @@ import pytest
 
 LEARN_AND_ENCODE = """
 from tessera.tokenizers import RegexBpe
-tokenizer = RegexBpe.train(["a text to learn from"], vocab_size=260)
+words = " ".join(f"{n:x}".translate(str.maketrans("0123456789", "ghijklmnop")) for n in range(100_000))
+tokenizer = RegexBpe.train(["a text to learn from", words], vocab_size=260)
 tokenizer.encode("a text")
 tokenizer.encode_batch(["a text to encode " * 1000, "and one more"])
 tokenizer.encode_array("a text to encode " * 100_000)

@@ -5,6 +5,7 @@ What is in the cache already is only loaded. For installations and images, so th
 
 import subprocess
 import sys
+from itertools import product
 
 from tessera.tokenizers.compiled.encoder import HELD, SMALL
 
@@ -12,10 +13,10 @@ WORDS = "to compile, or to load what is compiled, the loops are run once. "
 
 
 def train() -> None:
-    """Count and merge."""
+    """Count, more words than the table has room for at first, and merge."""
     from tessera.tokenizers.train import learn_tokens
 
-    learn_tokens([WORDS], 260)
+    learn_tokens([WORDS, " ".join(map("".join, product("abcdefghi", repeat=5)))], 260)
 
 
 def encode() -> None:
