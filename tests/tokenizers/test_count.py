@@ -72,7 +72,7 @@ def test_blocks_of_a_file_are_cut_between_pieces(
     paths = write(tmp_path_factory.mktemp("texts"), texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(count, "BLOCK", block)
-        words = count_files(paths, pattern=pattern, specials=SPECIALS)
+        words = count_files(paths, pattern=pattern, specials=SPECIALS, unicode_version=UNICODE_VERSION)
     assert dict(words.items()) == plain_counts(texts, pattern)
 
 
