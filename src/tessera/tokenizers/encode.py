@@ -49,8 +49,8 @@ class Encoder(Protocol):
     def encode(self, text: str) -> np.ndarray:
         """The ids of `text`, 32 bits each."""
 
-    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of each of `texts`."""
+    def encode_many(self, texts: Sequence[str], dtype: type[np.uint16] | type[np.uint32]) -> list[np.ndarray]:
+        """The ids of each of `texts`, as arrays of `dtype`."""
 
     def settled(self, text: str) -> int:
         """How many characters of `text`, which goes on, hold pieces that nothing after it can change."""
@@ -150,8 +150,8 @@ class PlainEncoder:
             ids += self._encode_piece(piece) if tokens is None else tokens
         return np.array(ids, dtype=np.uint32)
 
-    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [self.encode(text) for text in texts]
+    def encode_many(self, texts: Sequence[str], dtype: type[np.uint16] | type[np.uint32]) -> list[np.ndarray]:
+        return [self.encode(text).astype(dtype) for text in texts]
 
     def settled(self, text: str) -> int:
         return settled_words(text) if self.pattern in RULES else 0

@@ -88,8 +88,9 @@ class RegexBpe(Tokenizer):
                 size = 0
             groups[-1].append(text)
             size += len(text)
-        found = map_threads(self.encoder.encode_many, groups, threads)
-        return [ids.astype(self.dtype, copy=False) for group in found for ids in group]
+        encoder, dtype = self.encoder, self.dtype
+        found = map_threads(lambda group: encoder.encode_many(group, dtype), groups, threads)
+        return [ids for group in found for ids in group]
 
     def settled(self, text: str) -> int:
         """A normal form may join characters across any other place than the one between two words."""

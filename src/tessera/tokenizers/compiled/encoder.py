@@ -98,11 +98,11 @@ class CompiledEncoder:
                 return self._short(state, text, address, n)
             return self._long(state, text, address, n)
 
-    def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_many(self, texts: Sequence[str], dtype: type[np.uint16] | type[np.uint32]) -> list[np.ndarray]:
         """The ids of each, in one compiled loop where the texts are not too long."""
         found = np.array([(*utf8_of(text), 0) for text in texts], np.int64).reshape(-1, 3)
         if self._rule is None or found[:, 1].max(initial=0) > HELD:
-            return [self.encode(text) for text in texts]
+            return [self.encode(text).astype(dtype, copy=False) for text in texts]
         n_bytes = int(found[:, 1].sum())
         with self._lent() as state:
             out = state.out if n_bytes <= HELD else np.empty(n_bytes + 8, np.uint32)
@@ -114,11 +114,12 @@ class CompiledEncoder:
                     break
                 state.make_scratch(int(found[state.done, 1]))
             if n_bytes <= HELD:
-                out = out[: written // 4].copy()
+                ids = out[: written // 4].astype(dtype)
         if n_bytes > HELD:
             out.resize(written // 4, refcheck=False)
+            ids = out.astype(dtype, copy=False)
         ends = (np.cumsum(found[:, 2]) // 4).tolist()
-        return [out[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return [ids[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
     @contextmanager
     def _lent(self) -> Iterator[State]:
