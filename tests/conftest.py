@@ -1,6 +1,9 @@
-"""What all tests share: where the real data is, and few threads, so that tests may run side by side."""
+"""What all tests share: where the real data is, a small disk, and few threads, so that tests may run side by side."""
 
 import os
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,3 +20,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the real texts are not here: set TESSERA_DATA to their folder ({folder} does not exist)")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own with 1 MiB on it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    if os.geteuid() != 0 or mount is None or unmount is None:
+        pytest.skip("only root can mount a small disk")
+    options = [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(options, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine lets nobody mount a disk")
+    yield folder
+    # Lazily, as shards may still be mapped into memory: the disk goes when the last of them does.
+    subprocess.run([unmount, "--lazy", str(folder)], capture_output=True, check=True)

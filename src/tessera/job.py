@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tessera.config import build, check, override
@@ -22,45 +21,37 @@ from tessera.data.documents import read_documents
 from tessera.data.prepare import Prepared, divide, prepare
 from tessera.data.shards import Shard
 from tessera.errors import InputError, SettingError
-from tessera.evaluate.loss import HeldOutLoss, compressor_bits_per_byte, held_out_loss
+from tessera.evaluate.loss import HeldOutLoss, compressor_bits_per_byte, held_out_loss, holds_text
 from tessera.evaluate.report import write_report
 from tessera.generate.engine import Engine
 from tessera.lm import LM
 from tessera.model.decoder import Decoder
 from tessera.objectives.objective import Objective
 from tessera.optim.schedule import SCHEDULES
+from tessera.plan import check_room, training_flops
 from tessera.provenance import run_info
-from tessera.recipe import Recipe, build_model, build_objective, build_optimizer, pick_device, separate_at
+from tessera.recipe import (
+    Recipe,
+    build_model,
+    build_objective,
+    build_optimizer,
+    pick_device,
+    pick_precision,
+    separate_at,
+)
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_json, train_tokenizer
 from tessera.train.checkpoint import seed_generators
+from tessera.train.compile import compile_seconds
+from tessera.train.precision import FP32
+from tessera.train.profile import StepProfiler
+from tessera.train.room import check_shards
 from tessera.train.stopwatch import Stopwatch
 from tessera.train.trainer import Outcome, Trainer
+from tessera.watcher import Watcher
 
 EVAL_BATCH = 16
-CHECKED_TOKENS = 2**20
 COMPRESSOR_LIMIT = 64_000_000  # bytes; xz -9e takes about a second a megabyte
-
-
-class Watcher:
-    """Sees the job go by. Every method may be overridden; this one keeps quiet."""
-
-    def say(self, line: str) -> None:
-        """Something worth knowing, such as a choice that was made."""
-
-    @contextmanager
-    def phase(self, what: str) -> Iterator[None]:
-        """A part of the job that takes a while."""
-        yield
-
-    @contextmanager
-    def steps(self) -> Iterator[Any]:
-        """The training; gives what is called with each step's `Progress`."""
-        yield lambda progress: None
-
-    def sample(self, prompt: str, pieces: Iterator[str]) -> str:
-        """A sample as it is made; whatever happens, all pieces are read. Returns the whole."""
-        return "".join(pieces)
 
 
 @dataclass
@@ -78,6 +69,8 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)
     """What else was measured, by name."""
+    stopped_by: int = 0
+    """The number of the signal that interrupted it."""
 
     def summary(self) -> dict[str, Any]:
         """The figures, JSON-able."""
@@ -100,17 +93,18 @@ def train(
     *,
     watcher: Watcher | None = None,
     measure: Callable[[Result], None] | None = None,
+    profile: bool = False,
 ) -> Result:
     """Train a new run as `recipe` says, in the folder `out` (or a new one below `runs/`).
 
-    `measure` may add evaluations of its own to the run before the report is written. If the text or a setting turns out
-    to be unusable, nothing is left behind.
+    `measure` may add evaluations of its own to the run before the report is written. `profile`: tell where a step's
+    time goes, and leave a trace in the run. If the text or a setting turns out to be unusable, nothing is left behind.
     """
     watcher, clock = watcher or Watcher(), Stopwatch()
     path = Path(out) if out is not None else free_path(Path("runs") / recipe.name)
     _check_free(path)
     set_threads(recipe)
-    pick_device(recipe.train.device)
+    check_room(recipe, path, say=watcher.say)
     with _nothing_left_on_error(path):
         tokenizer, prepared = prepare_data(recipe, path / "data", watcher=watcher, clock=clock)
         check_data(recipe, prepared, tokenizer)
@@ -120,14 +114,19 @@ def train(
             tokenizer_json=tokenizer.to_json(),
             vocabulary=tokenizer.vocabulary(),
             store=recipe.store,
-            info=run_info(recipe, prepared),
+            info=run_info(recipe, prepared) | {"precision": pick_precision(recipe).written()},
         )
     with _closed_on_error(run):
-        return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(measure=measure)
+        return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(measure=measure, profile=profile)
 
 
 def resume(
-    path: str | Path, overrides: Sequence[str] = (), *, step: int | None = None, watcher: Watcher | None = None
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    step: int | None = None,
+    watcher: Watcher | None = None,
+    profile: bool = False,
 ) -> Result:
     """Go on with the run at `path` from its newest checkpoint that verifies (or from `step`), bit for bit.
 
@@ -137,14 +136,16 @@ def resume(
     watcher, clock = watcher or Watcher(), Stopwatch()
     recipe = resumed_recipe(path, overrides)
     set_threads(recipe)
-    run = Run.open(path, train=True)
+    run = Run.open(path, train=True, say=watcher.say)
     with _closed_on_error(run):
         tokenizer = tokenizer_from_json(run.tokenizer_json)
+        kept = len(run.checkpoints.steps())
+        check_room(recipe, run.path, say=watcher.say, n_vocab=tokenizer.n_vocab, kept=kept)
         with clock("data"):
             prepared = reopen_data(recipe, run, tokenizer)
         if overrides:
             run.update_recipe(recipe.written())
-        return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(resume=True, step=step)
+        return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(resume=True, step=step, profile=profile)
 
 
 def resumed_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -168,7 +169,8 @@ def prepare_data(
     documents = read_documents(data.source, errors=data.errors, field=data.field)
     with watcher.phase("read the text"), clock("read the text"):
         division = divide(documents, validation=data.validation, split=data.split, seed=recipe.seed)
-    watcher.say(division.describe())
+    for line in (division.describe(), *check_shards(folder, **division.room())):
+        watcher.say(line)
     if tokenizer is None:
         with watcher.phase(f"train the tokenizer ({recipe.tokenizer.name})"), clock("tokenizer"):
             tokenizer = train_tokenizer(recipe.tokenizer, division.train_texts())
@@ -180,7 +182,7 @@ def prepare_data(
 
 def _open_prepared(folder: Path) -> tuple[Tokenizer, Prepared]:
     tokenizer = load_tokenizer(folder / "tokenizer.json")
-    return tokenizer, Prepared.open(folder, fingerprint=tokenizer.fingerprint)
+    return tokenizer, Prepared.open(folder, fingerprint=tokenizer.fingerprint, verify=True)
 
 
 def reopen_data(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Prepared:
@@ -188,7 +190,7 @@ def reopen_data(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Prepared:
     folder = Path(run.info["data"])
     folder = folder if folder.is_absolute() else run.path / folder
     if (folder / "meta.json").exists():
-        prepared = Prepared.open(folder, fingerprint=tokenizer.fingerprint)
+        prepared = Prepared.open(folder, fingerprint=tokenizer.fingerprint, verify=True)
         if prepared.sha256 != run.info["data_sha256"]:
             raise InputError(
                 f"{folder} is not the data that {run.path} was trained on: it was prepared from another text"
@@ -226,6 +228,7 @@ class _Job:
         self.model = build_model(recipe, tokenizer.n_vocab).to(self.device)
         self.objective: Objective = build_objective(recipe, self.model, prepared.train, end_id=tokenizer.end_id)
         self.validation = prepared.validation
+        precision = pick_precision(recipe, run.info.get("precision", FP32.written()))
         self.trainer = Trainer(
             objective=self.objective,
             optimizer=build_optimizer(recipe, self.objective),
@@ -235,21 +238,38 @@ class _Job:
             log=run,
             validate=self._validate,
             sample=self._samples,
+            say=watcher.say,
             device=self.device,
+            precision=precision,
         )
 
     def go(
-        self, *, resume: bool = False, step: int | None = None, measure: Callable[[Result], None] | None = None
+        self,
+        *,
+        resume: bool = False,
+        step: int | None = None,
+        measure: Callable[[Result], None] | None = None,
+        profile: bool = False,
     ) -> Result:
         """Train, then measure, sample and report; what was interrupted is only saved."""
+        trainer = self.trainer
+        if profile:
+            folder, flops = self.run.path / "profile", training_flops(self.model)
+            trainer.profiler = StepProfiler(folder, flops, self.device, trainer.precision)
         if resume:
             self._go_back(step)
         self.watcher.say(self._describe())
+        self.watcher.say(self.trainer.precision.describe())
         with self.watcher.steps() as watch:
             self.trainer.watch = watch
             outcome = self.trainer.run()
+        if self.recipe.train.compile:
+            self.watcher.say(f"compiling took {compile_seconds():.1f} s")
+        for line in trainer.profiler.lines() if trainer.profiler is not None else []:
+            self.watcher.say(line)
         self.clock.seconds |= self.trainer.clock.seconds
         result = Result(self.run, outcome, self.trainer.step, self.model, self.tokenizer, seconds=self.clock.seconds)
+        result.stopped_by = self.trainer.stopped_by
         if outcome != "interrupted":
             self._finish(result, measure)
         return result
@@ -320,16 +340,6 @@ def evaluate_run(run: Run, recipe: Recipe, prepared: Prepared, step: int, result
         result.compressors = compressor_bits_per_byte(text)
         for name, bits in result.compressors.items():
             run.add_evaluation(step, name, bits, {"bytes": len(text)})
-
-
-def holds_text(tokenizer: Tokenizer, prepared: Prepared, text: bytes) -> bool:
-    """Whether the held-out ids give the held-out text back (the first CHECKED_TOKENS of them): only then does the loss
-    measure what a compressor does. Bins of values or lower-cased words leave some of it out."""
-    ids = prepared.validation.tokens[:CHECKED_TOKENS]
-    end_id = -1 if tokenizer.end_id is None else tokenizer.end_id
-    documents = np.split(ids, np.flatnonzero(ids == end_id))
-    decoded = b"".join(tokenizer.decode_bytes(document[document != end_id].tolist()) for document in documents)
-    return text == decoded if len(ids) == len(prepared.validation) else text.startswith(decoded)
 
 
 def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:

@@ -7,9 +7,10 @@ experts a token costs those parameters only that it meets.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ from tessera.model.attention import GroupedQueryAttention
 from tessera.model.decoder import Decoder
 from tessera.model.linear import Linear
 from tessera.model.moe import MixtureOfExperts
-from tessera.optim import groups
 from tessera.recipe import Recipe, build_optimizer, pick_device
 from tessera.tokenizers import TOKENIZERS
 from tessera.tokenizers.bins import BinTokenizer
+from tessera.train.room import check_disk, check_memory
 
 TRAINING_EFFICIENCY = 0.4  # of the measured product peak, as small models reach it on CPUs; an estimate needs no more
 
@@ -70,11 +71,37 @@ def make_plan(recipe: Recipe, *, n_vocab: int | None = None) -> Plan:
         tokens=tokens,
         weights=width * model.n_params,
         gradients=width * model.n_params,
-        optimizer=width * _optimizer_numbers(recipe, model),
+        optimizer=build_optimizer(recipe, model).memory(),  # type: ignore[arg-type]
         activations=width * train.batch_size * shape.context * _activations_per_token(model),
         seconds=tokens * training_flops(model) / (TRAINING_EFFICIENCY * product_flops(device)),
         device=str(device),
     )
+
+
+def check_room(
+    recipe: Recipe, path: Path, *, say: Callable[[str], None], n_vocab: int | None = None, kept: int = 0
+) -> None:
+    """Say what is worth saying about memory and disk before a run in the folder `path` starts; raise if it cannot fit.
+
+    `kept` is how many checkpoints are there already.
+    """
+    plan, train = make_plan(recipe, n_vocab=n_vocab), recipe.train
+    fixed = plan.weights + plan.gradients + plan.optimizer
+    lines = check_memory(
+        torch.device(plan.device),
+        fixed=fixed,
+        certain=plan.weights + plan.gradients,
+        per_row=plan.activations // train.batch_size,
+        batch_size=train.batch_size,
+        accumulate=train.accumulate,
+    )
+    one = plan.weights + plan.optimizer
+    if recipe.store == "sqlite":
+        one *= 2  # a save is written to the log first, then copied
+    beside = max(0, train.keep - kept)  # of `keep` and the best, one is being written
+    more = beside * (plan.weights + plan.optimizer)
+    for line in lines + check_disk(path, one=one, certain=plan.weights, more=more):
+        say(line)
 
 
 def expected_vocabulary(recipe: Recipe) -> int:
@@ -91,26 +118,6 @@ def expected_vocabulary(recipe: Recipe) -> int:
     given = specials.get("specials", ())
     ids = [id for id in given.values() if id is not None] if isinstance(given, Mapping) else []
     return max(size, *(id + 1 for id in ids), 1)
-
-
-def _optimizer_numbers(recipe: Recipe, model: Decoder) -> int:
-    """How many numbers the optimizer keeps for `model`, found by one step on a small weight of each kind."""
-    shapes = {"matrix": (2, 2), "embedding": (2, 2), "vector": (2,)}
-    small = torch.nn.ParameterDict({name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()})
-    optimizer = build_optimizer(recipe, small)  # type: ignore[arg-type]
-    for parameter in small.values():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    kept = {
-        group["kind"]: sum(
-            value.shape == parameter.shape
-            for value in optimizer.state[parameter].values()
-            if isinstance(value, torch.Tensor)
-        )
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    return sum(kept[group["kind"]] * sum(p.numel() for p in group["params"]) for group in groups(model))
 
 
 def active_params(module: nn.Module) -> int:

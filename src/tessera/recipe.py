@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from tessera.config import Settings, Spec, assign, build, check, check_spec, flat, override, read_file
 from tessera.data.batches import BATCHES
@@ -23,10 +23,13 @@ from tessera.model.presets import PRESETS, depth_settings
 from tessera.model.settings import DecoderSettings
 from tessera.objectives import OBJECTIVES
 from tessera.objectives.objective import Objective
-from tessera.optim import OPTIMIZERS, groups
+from tessera.optim import OPTIMIZERS, Optimizer, groups
 from tessera.optim.schedule import SCHEDULES
 from tessera.tokenizers import check_tokenizer
-from tessera.train.trainer import TrainSettings
+from tessera.train.compile import compile_blocks
+from tessera.train.loader import Prefetched
+from tessera.train.precision import Precision, Shape, choose
+from tessera.train.settings import TrainSettings
 
 
 class SampleSettings(Settings):
@@ -70,9 +73,12 @@ class Recipe(Settings):
 
     @field_validator("optimizer")
     @classmethod
-    def _optimizer(cls, spec: Spec) -> Spec:
+    def _optimizer(cls, spec: Spec, others: ValidationInfo) -> Spec:
         spec = check_spec(OPTIMIZERS, spec, "optimizer", given=("params",))
-        build(OPTIMIZERS, spec, path="optimizer", params=[torch.zeros(1)])
+        if "model" in others.data:  # else the model is wrong, which is told
+            with torch.device("meta"):
+                model = Decoder.from_settings(others.data["model"], n_vocab=1)
+            build(OPTIMIZERS, spec, path="optimizer", params=groups(model))
         return spec
 
     @field_validator("schedule")
@@ -167,6 +173,15 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_precision(recipe: Recipe, kept: Mapping[str, Any] | None = None) -> Precision:
+    """What `train.precision` means here; `kept` is the choice that "auto" made when a run was started."""
+    shape, train = recipe.model, recipe.train
+    if train.precision == "auto" and kept is not None:
+        return Precision(**kept)
+    measured = Shape(shape.d_model, shape.n_heads, shape.context, train.batch_size)
+    return choose(train.precision, pick_device(train.device), measured)
+
+
 def build_model(recipe: Recipe, n_vocab: int) -> Decoder:
     """The recipe's model with fresh weights, drawn from the recipe's seed."""
     torch.manual_seed(recipe.seed)
@@ -194,10 +209,16 @@ def build_objective(recipe: Recipe, model: Decoder, shard: Shard, *, end_id: int
         seed=recipe.seed,
         separate_at=separate_at(recipe, end_id),
     )
+    model.recompute_every = recipe.train.checkpointing
+    if recipe.train.compile:
+        compile_blocks(model)
+    if recipe.train.prefetch:
+        pin = pick_device(recipe.train.device).type == "cuda"
+        data = Prefetched(data, depth=recipe.train.prefetch, pin=pin)
     return build(OBJECTIVES, recipe.objective, path="objective", model=model, data=data)
 
 
-def build_optimizer(recipe: Recipe, objective: Objective) -> torch.optim.Optimizer:
+def build_optimizer(recipe: Recipe, objective: Objective) -> Optimizer:
     """The optimizer over all of the objective's parameters; decay, where it has one, on matrices only."""
     decay = recipe.optimizer.settings.get("weight_decay")
     return build(OPTIMIZERS, recipe.optimizer, path="optimizer", params=groups(objective, decay))

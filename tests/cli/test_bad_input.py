@@ -10,7 +10,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -253,22 +253,6 @@ def test_a_damaged_database_is_named(tessera: Any, run: Path) -> None:
 def test_damaged_shards_are_named(tessera: Any, run: Path) -> None:
     truncate(run / "data" / "train.bin")
     assert_one_line(tessera("train", "--resume", run, "train.steps=8"), "train.bin", "damaged")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own with 1 MiB on it."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount, unmount = shutil.which("mount"), shutil.which("umount")
-    if os.geteuid() != 0 or mount is None or unmount is None:
-        pytest.skip("only root can mount a small disk")
-    options = [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if subprocess.run(options, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine lets nobody mount a disk")
-    yield folder
-    # Lazily, as shards may still be mapped into memory: the disk goes when the last of them does.
-    subprocess.run([unmount, "--lazy", str(folder)], capture_output=True, check=True)
 
 
 def fill(folder: Path, *, leave: int) -> Path:

@@ -22,7 +22,7 @@ from tessera.model.linear import Embedding, Linear
 from tessera.model.norm import NORMS
 from tessera.model.position import POSITIONS, Position
 from tessera.model.rope_scaling import ROPE_SCALINGS
-from tessera.ops.attention import plain_attention
+from tessera.ops.attention_plain import plain_attention
 from tessera.ops.loss import cross_entropy, linear_cross_entropy
 from tessera.ops.softmax import log_softmax, softmax
 

@@ -1,8 +1,7 @@
-"""A small run, its contents by step, and a disk that fails or is cut off at any moment."""
+"""A small run, its contents by step, and a disk that tells what is done to it."""
 
 import os
-import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessera.store import files
+from tessera.store import failpoints
 from tessera.store.run import Run
 
 RECIPE = {"name": "tiny", "model": {"d_model": 8, "norm": {"name": "rms"}}, "train": {"lr": 3e-4, "steps": 10}}
 TOKENIZER = '{"sha256": "...", "tokenizer": {"kind": "char", "é": 1}}\n'
 VOCABULARY = [(0, b"a"), (1, "é".encode()), (5, b"\xff")]
-OPERATIONS = ("_open", "_write", "_fsync", "_rename", "_mkdir")
 
 
 @pytest.fixture
@@ -58,51 +56,33 @@ def is_state(state: Any) -> Callable[[Any], bool]:
 
 
 class Disk:
-    """Counts and logs what changes the disk; can refuse one operation, or end the process in it."""
+    """What this process and those forked from it do to the disk; one of it can be refused, or end the process."""
 
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.act: Callable[[], None] | None = None
-        self.at = -1
-        self._paths: dict[int, Path] = {}
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._monkeypatch = monkeypatch
+        self.order("-@0=none")
 
-    def fail(self, at: int, number: int) -> None:
-        self.log.clear()
-        self.at = at
+    def order(self, text: str) -> None:
+        """As in TESSERA_FAILPOINTS; forgets what there was."""
+        self._monkeypatch.setenv(failpoints.VARIABLE, text)
+        failpoints.plan.cache_clear()
 
-        def refuse() -> None:
-            raise OSError(number, os.strerror(number))
+    @property
+    def places(self) -> list[str]:
+        plan = failpoints.plan()
+        assert plan is not None
+        return plan.passed
 
-        self.act = refuse
-
-    def kill(self, at: int) -> None:
-        self.log.clear()
-        self.at = at
-        self.act = lambda: os.kill(os.getpid(), signal.SIGKILL)
-
-    def wrap(self, operation: str, real: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(first: Any, *rest: Any) -> Any:
-            path = self._paths[first] if isinstance(first, int) else first
-            now = len(self.log) == self.at
-            self.log.append(f"{operation[1:]} {path.name}")
-            if now and self.act is not None:
-                if operation == "_write":  # a full disk takes a part first
-                    os.write(first, rest[0][: len(rest[0]) // 2])
-                self.act()
-            result = real(first, *rest)
-            if operation == "_open":
-                self._paths[result] = path
-            return result
-
-        return wrapped
+    @property
+    def log(self) -> list[str]:
+        """What has been begun: "rename step-000001"."""
+        return [place.replace(":before", "") for place in self.places if ":before" in place]
 
 
 @pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    for operation in OPERATIONS:
-        monkeypatch.setattr(files, operation, disk.wrap(operation, getattr(files, operation)))
-    return disk
+def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    yield Disk(monkeypatch)
+    failpoints.plan.cache_clear()
 
 
 @pytest.fixture

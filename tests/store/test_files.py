@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.errors import DamagedError, StorageError
-from tessera.store import files
 from tessera.store.files import (
     Written,
     check_written,
@@ -36,10 +35,11 @@ def test_write_new_refuses_to_overwrite(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"old"
 
 
-def test_a_system_that_takes_a_byte_at_a_time_still_gets_everything(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_write", lambda descriptor, data: os.write(descriptor, data[:1]))
+def test_a_system_that_takes_half_at_a_time_still_gets_everything(tmp_path, disk):
+    disk.order("write:*@0+=short")
     write_new(tmp_path / "a", [b"hello"])
     assert (tmp_path / "a").read_bytes() == b"hello"
+    assert len([line for line in disk.log if line.startswith("write")]) > 2
 
 
 def test_an_atomic_write_is_flushed_before_it_gets_its_name_and_the_name_after(tmp_path, disk):
@@ -49,15 +49,15 @@ def test_an_atomic_write_is_flushed_before_it_gets_its_name_and_the_name_after(t
     assert disk.log[-1] == f"fsync {tmp_path.name}"
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
-@pytest.mark.parametrize("at", range(6))
-def test_a_refused_write_leaves_the_old_content_or_the_whole_new_one(tmp_path, disk, number, at):
+@pytest.mark.parametrize("what", ["ENOSPC", "EIO", "EROFS", "half+ENOSPC"])
+@pytest.mark.parametrize("at", range(12))
+def test_a_refused_write_leaves_the_old_content_or_the_whole_new_one(tmp_path, disk, what, at):
     path = tmp_path / "a"
     path.write_bytes(b"the old content")
-    disk.fail(at, number)
-    with pytest.raises(StorageError, match=os.strerror(number)):
+    disk.order(f"*@{at}={what}")
+    with pytest.raises(StorageError, match=os.strerror(getattr(errno, what.removeprefix("half+")))):
         write_bytes_atomic(path, b"the new one")
-    named = at >= 4  # only the last flush, of the folder, was refused
+    named = at >= 7  # renamed: whatever is refused later
     assert path.read_bytes() == (b"the new one" if named else b"the old content")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
 

@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 import signal
@@ -82,13 +81,12 @@ def test_an_unknown_store(make_run, tmp_path):
 
 def test_a_disk_that_refuses_anything_leaves_nothing(make_run, tmp_path, disk):
     make_run(name="whole").close()
-    operations = len(disk.log)
+    operations = len(disk.places)
     assert operations > 15
     for at in range(operations):
-        disk.fail(at, errno.ENOSPC)
+        disk.order(f"*@{at}=ENOSPC")
         with pytest.raises(StorageError):
             make_run(name="deep/run")
-        disk.at = -1
         assert not (tmp_path / "deep" / "run").exists()
         if (tmp_path / "deep").exists():
             (tmp_path / "deep").rmdir()
@@ -107,11 +105,11 @@ def test_a_vocabulary_that_fails_leaves_nothing(make_run, tmp_path):
 
 def test_a_creation_that_was_killed_is_recognised(make_run, tmp_path, disk, in_child):
     make_run(name="whole").close()
-    for at in range(len(disk.log)):
+    for at in range(len(disk.places)):
         path = tmp_path / f"killed-{at}"
 
         def create(path=path, at=at):
-            disk.kill(at)
+            disk.order(f"*@{at}=kill")
             make_run(name=path.name)
 
         os.waitpid(in_child(create), 0)
@@ -163,7 +161,7 @@ def test_two_trainings_of_one_run(make_run, store, in_child, tmp_path):
         time.sleep(0.002)
     with pytest.raises(InputError, match=f"is being trained by process {pid}"):
         Run.open(run.path, train=True)
-    assert list_runs(tmp_path)[0].trained_by == pid
+    assert list_runs(tmp_path)[0].trained_by == f"process {pid}"
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     Run.open(run.path, train=True).close()

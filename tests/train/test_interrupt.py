@@ -18,6 +18,15 @@ def test_the_first_signal_asks_and_the_second_one_stops(number: signal.Signals) 
         pytest.fail("the second signal went by")
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_sigterm_leaves_with_its_own_status(first: signal.Signals) -> None:
+    with pytest.raises(SystemExit) as left, Interrupt() as interrupt:
+        signal.raise_signal(first)
+        assert interrupt.number == first
+        signal.raise_signal(signal.SIGTERM)
+    assert left.value.code == 143
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_handlers_before_it_come_back(fails: bool) -> None:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

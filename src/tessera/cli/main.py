@@ -1,10 +1,15 @@
 """The command `tessera`: its verbs, and what becomes of errors.
 
 Exit codes: 0 done, 1 a bug (or, silently, a closed pipe), 2 something in the input to mend, 3 the training diverged,
-130 interrupted (saved first).
+128 + the number of the signal that ended it: 130 by Ctrl-C, 143 by SIGTERM. A training saves first; a second signal
+ends it at once.
 """
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -52,10 +57,29 @@ def _root(
 def main() -> None:
     """Run the command; what it raises on purpose becomes one line and an exit code."""
     try:
-        app()
+        with _termination_unwinds():
+            app()
     except TesseraError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def _termination_unwinds() -> Iterator[None]:
+    """SIGTERM ends the command through its `finally` blocks, as Ctrl-C does: nothing half-made is left behind."""
+    try:
+        before = signal.signal(signal.SIGTERM, _terminate)
+    except ValueError:  # not in the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

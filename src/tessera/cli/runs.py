@@ -34,7 +34,7 @@ def list_(
         if summary.problem:
             continue
         steps = ", ".join(map(str, summary.steps))
-        made = summary.created if summary.trained_by is None else f"training (process {summary.trained_by})"
+        made = summary.created if summary.trained_by is None else f"training ({summary.trained_by})"
         figures = (summary.step, summary.loss, summary.validation_loss)
         table.add_row(str(summary.path), made, *map(_cell, figures), steps)
     out = console()
@@ -48,12 +48,12 @@ def list_(
 def show(
     run: Annotated[Path, typer.Argument(help="A run: its folder or its run.db.")], as_json: AsJson = False
 ) -> None:
-    """One run: where it came from, what it reached, its checkpoints and newest samples."""
+    """One run: where it came from, what it reached and what went wrong, its checkpoints and newest samples."""
     from tessera.store.run import Run
 
     with Run.open(run) as opened:
         steps, best = opened.checkpoints.steps(), opened.checkpoints.best()
-        evaluations, samples = opened.evaluations(), opened.samples()[-3:]
+        evaluations, samples, events = opened.evaluations(), opened.samples()[-3:], opened.events()
         if as_json:
             content = {
                 "path": str(opened.path),
@@ -62,6 +62,7 @@ def show(
                 "info": opened.info,
                 "checkpoints": steps,
                 "best": best,
+                "events": [event.__dict__ for event in events],
                 "evaluations": [evaluation.__dict__ for evaluation in evaluations],
                 "samples": [sample.__dict__ for sample in samples],
                 "recipe": opened.recipe,
@@ -73,6 +74,8 @@ def show(
         out.print(f"checkpoints {', '.join(map(str, steps))}  best {_cell(best)}")
     for evaluation in evaluations:
         out.print(f"  step {evaluation.step:>6,}  {evaluation.name:<16} {evaluation.value:.4f}")
+    for event in events:
+        out.print(f"  step {event.step:>6,}  [yellow]{event.kind}[/yellow], {event.action}: {escape(event.detail)}")
     for sample in samples:
         out.rule(f"sample at step {sample.step:,}", align="left")
         out.print(escape(sample.prompt), end="", style="cyan")

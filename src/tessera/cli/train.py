@@ -36,6 +36,9 @@ def train(
     step: Annotated[int | None, typer.Option(help="With --resume: from this checkpoint.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need and stop.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell where a step's time goes, and leave a trace in the run.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object, and nothing else.")
     ] = False,
@@ -49,7 +52,7 @@ def train(
     [bold]tessera train --resume runs/run-1[/bold]
     """
     from tessera import job
-    from tessera.cli.watch import ConsoleWatcher, show_result
+    from tessera.cli.watch import ConsoleWatcher, resume_hint, show_result
     from tessera.recipe import load_recipe
 
     sources, overrides = split_inputs(inputs or [])
@@ -61,11 +64,11 @@ def train(
         if print_config or dry_run:
             settings = job.resumed_recipe(resume, overrides)
         else:
-            result = job.resume(resume, overrides, step=step, watcher=watcher)
+            result = job.resume(resume, overrides, step=step, watcher=watcher, profile=profile)
     else:
         settings = load_recipe(recipe, overrides, sources=sources, preset=preset, depth=depth)
         if not (print_config or dry_run):
-            result = job.train(settings, out, watcher=watcher)
+            result = job.train(settings, out, watcher=watcher, profile=profile)
     if print_config:
         print_recipe(settings)
     elif dry_run:
@@ -76,7 +79,9 @@ def train(
         if as_json:
             print(json.dumps(result.summary()))
         if result.outcome == "interrupted":
-            sys.exit(130)
+            if as_json:
+                print(resume_hint(result), file=sys.stderr)
+            sys.exit(128 + result.stopped_by)
 
 
 def split_inputs(inputs: list[str]) -> tuple[list[str], list[str]]:

@@ -55,11 +55,17 @@ def _write(out: Console, text: str, style: str | None = None) -> None:
         out.file.flush()
 
 
+def resume_hint(result: Result) -> str:
+    """What to type after an interruption."""
+    path = result.run.path
+    return f"Interrupted. Saved at step {result.step:,}. Go on with:\n  tessera train --resume {path}"
+
+
 def show_result(out: Console, result: Result) -> None:
     """The figures, where the time went, and what to type next."""
     path = result.run.path
     if result.outcome == "interrupted":
-        out.print(f"\nInterrupted. Saved at step {result.step:,}. Go on with:\n  tessera train --resume {path}")
+        out.print(f"\n{escape(resume_hint(result))}")
         return
     show_seconds(out, result.seconds)
     out.print(f"\n[bold]Run[/bold] {path}  (report: {path / 'report.html'})")

@@ -42,6 +42,24 @@ class Batch:
         tensors = (self.inputs_BT, self.targets_BT, self.documents_BT)
         return Batch(*(None if one is None else one.to(device, non_blocking=True) for one in tensors))  # type: ignore[arg-type]
 
+    def pinned(self) -> "Batch":
+        """In memory that a GPU fetches from by itself, while the processor goes on."""
+        tensors = (self.inputs_BT, self.targets_BT, self.documents_BT)
+        return Batch(*(None if one is None else one.pin_memory() for one in tensors))  # type: ignore[arg-type]
+
+    def in_rows_of(self, length: int) -> "Batch":
+        """The same tokens in shorter rows: of `length`, or of the largest divisor of the context below it.
+
+        >>> batch = Batch(torch.tensor([[1, 2, 3, 4]]), torch.tensor([[2, 3, 4, 5]]))
+        >>> batch.in_rows_of(2).targets_BT
+        tensor([[2, 3],
+                [4, 5]])
+        """
+        context = self.inputs_BT.shape[1]
+        length = next(size for size in range(min(length, context), 0, -1) if context % size == 0)
+        tensors = (self.inputs_BT, self.targets_BT, self.documents_BT)
+        return Batch(*(None if one is None else one.reshape(-1, length) for one in tensors))  # type: ignore[arg-type]
+
 
 def windows(tokens: np.ndarray, starts_B: np.ndarray, context: int, separate_at: int | None = None) -> Batch:
     """The windows that begin at `starts_B`; past the end, targets are IGNORE and inputs repeat the last token.

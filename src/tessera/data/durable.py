@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tessera.store import failpoints
 from tessera.store.files import fsync_folder, new_token, rename, storage_errors
 
 
@@ -24,7 +25,9 @@ class DurableFile:
 
     def write(self, data: bytes) -> None:
         with storage_errors(self.path):
+            failpoints.before("write", self.path)
             self._file.write(data)
+            failpoints.after("write", self.path)
 
     def write_at_start(self, data: bytes) -> None:
         """Overwrite the first bytes, for a header whose contents are only known at the end."""
@@ -42,7 +45,9 @@ class DurableFile:
             if kind is None:
                 with storage_errors(self.path):
                     self._file.flush()
+                    failpoints.before("fsync", self.path)
                     os.fsync(self._file.fileno())
+                    failpoints.after("fsync", self.path)
                     self._file.close()
                 rename(self.temporary, self.path)
                 fsync_folder(self.path.parent)

@@ -143,6 +143,10 @@ class Division:
         """The texts to learn from: what a tokenizer may see."""
         return (document.text for document, _, held in self if not held)
 
+    def room(self) -> dict[str, int]:
+        """Bytes of text, in all and held out."""
+        return {"n_bytes": int(self.sizes.sum()), "n_held_out": int(self.sizes[self.held].sum())}
+
     def describe(self) -> str:
         """One line for a person."""
         n_bytes, held = int(self.sizes.sum()), int(self.sizes[self.held].sum())

@@ -6,6 +6,7 @@ initialisation. GPT-2, Llama, Gemma and DeepSeek are settings of this one class;
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tessera.model.cache import Cache
 from tessera.model.flow import Flow
 from tessera.model.linear import Embedding, Linear
 from tessera.model.position import Position
+from tessera.model.recompute import recomputed
 from tessera.model.settings import GIVEN, SLOTS, DecoderSettings
 from tessera.ops.dropout import dropout
 from tessera.ops.loss import Reduction, linear_cross_entropy
@@ -77,6 +79,10 @@ class Decoder(nn.Module):
 
         self.n_vocab, self.context, self.dropout = n_vocab, context, dropout
         self.embedding_scale, self.logit_cap = embedding_scale, logit_cap
+        self.recompute_every: int | None = None
+        """While training, keep the input of every so many blocks alone, and make the rest again (`recompute.py`)."""
+        self.training_blocks: list[Callable[..., Tensor]] | None = None
+        """What trains in the place of `blocks`: the same, compiled."""
         n_rows = -(-n_vocab // vocab_multiple) * vocab_multiple
         self.embedding = Embedding(n_vocab=n_rows, d_model=d_model)
         self.positions = nn.ModuleList()
@@ -154,10 +160,22 @@ class Decoder(nn.Module):
             for position in self.positions:
                 x_BTD = position.embed(x_BTD, flow)  # type: ignore[operator]
             x_BTD = dropout(x_BTD, self.dropout if self.training else 0.0)
-            for i, block in enumerate(self.blocks):
-                flow.layer = i
-                x_BTD = block(x_BTD, self._position(i), flow, None if cache is None else cache.layers[i])
+            n = len(self.blocks)
+            if self.recompute_every is None or cache is not None or not torch.is_grad_enabled():
+                return self._through(range(n), x_BTD, flow, cache)
+            for start in range(0, n, self.recompute_every):
+                layers = range(start, min(start + self.recompute_every, n))
+                x_BTD = recomputed(partial(self._through, layers), x_BTD, flow)
             return x_BTD
+
+    def _through(self, layers: range, x_BTD: Tensor, flow: Flow, cache: Cache | None = None) -> Tensor:
+        """The stream after some of the blocks."""
+        compiled = self.training_blocks if torch.is_grad_enabled() and cache is None else None
+        blocks: Sequence[Any] = self.blocks if compiled is None else compiled  # type: ignore[assignment]
+        for i in layers:
+            flow.layer = i
+            x_BTD = blocks[i](x_BTD, self._position(i), flow, None if cache is None else cache.layers[i])
+        return x_BTD
 
     def future_hidden(self, x_BTD: Tensor, flow: Flow) -> Iterator[Tensor]:
         """What the head reads to say the token after the next one, the one after that, ..., from the trunk's stream.
@@ -203,6 +221,11 @@ class Decoder(nn.Module):
         """To be called after each update of the weights: some pieces learn without a gradient."""
         for block in (*self.blocks, *self.future):
             block.feed_forward.updated()
+
+    def passed_over(self) -> None:
+        """To be called in its place where a step was not made."""
+        for block in (*self.blocks, *self.future):
+            block.feed_forward.passed_over()
 
     def _check_ids(self, ids_BT: Tensor, start: int) -> None:
         if ids_BT.ndim != 2 or 0 in ids_BT.shape:

@@ -24,6 +24,9 @@ class FeedForward(nn.Module, ABC):
     def updated(self) -> None:
         """Called after each update of the weights, for what is learned without a gradient."""
 
+    def passed_over(self) -> None:
+        """Called in its place where a step was not made: what its forward passes noted is to be forgotten."""
+
 
 class ReluFeedForward(FeedForward):
     """output(max(0, input(x))); `d_ff` is 4 d_model unless said."""

@@ -37,6 +37,8 @@ class Flow:
     """What pieces want to have small, each weighted already: a loss adds their sum to its own."""
     figures: dict[str, Tensor] = field(default_factory=dict)
     """What pieces have measured, by name; without gradients."""
+    again: bool = False
+    """Whether this pass was made before and is made again for its gradients: what it counts has been counted."""
     _made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -218,7 +218,7 @@ class MixtureOfExperts(FeedForward):
             self._want(flow, "balance_loss", balance_loss(shares_E, scores_NE), self.balance_weight)
         if self.z_weight:
             self._want(flow, "router_z_loss", router_z_loss(logits_NE), self.z_weight)
-        if self.balance == "bias":
+        if self.balance == "bias" and not flow.again:
             self.load += counts_E
 
     @staticmethod
@@ -232,6 +232,11 @@ class MixtureOfExperts(FeedForward):
         if self.balance == "bias":
             n_each = self.load.sum() / self.n_experts
             self.router_bias += self.bias_rate * (n_each - self.load).sign()
+            self.load.zero_()
+
+    def passed_over(self) -> None:
+        """Forget the choices of a step that was not made."""
+        if self.balance == "bias":
             self.load.zero_()
 
 

@@ -53,6 +53,11 @@ class Objective(nn.Module, ABC):
         if isinstance(self.model, Decoder):
             self.model.updated()
 
+    def passed_over(self) -> None:
+        """Called in its place where a step was not made: what its forward passes noted is to be forgotten."""
+        if isinstance(self.model, Decoder):
+            self.model.passed_over()
+
     def get_extra_state(self) -> dict[str, Any]:
         """The data cursor, which travels in `state_dict` with the weights."""
         return dict(self.data.state())

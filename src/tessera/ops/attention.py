@@ -13,7 +13,7 @@ from torch import Tensor
 from tessera.ops.attention_flex import flex_serves, flexible_attention
 from tessera.ops.attention_formula import formula_attention
 from tessera.ops.attention_fused import fused_attention, one_query
-from tessera.ops.attention_plain import check_scores, plain_attention, sight_of
+from tessera.ops.attention_plain import check_scores, sight_of
 
 
 def attention(
@@ -36,30 +36,28 @@ def attention(
     nearest (itself included) and the first `window_keeps`, `documents_BS` those of the query's own document (a number
     for each key; those of the queries are the last T). `scale` is K^-0.5 if None. `score_cap` c: scores are
     c tanh(score / c), before the bias. `sinks_H`: one more score a head in the softmax's denominator, with no value.
-    `share_dropped` of the weights are dropped, which holds all T x S of them. An `InputError` for shapes that do not
-    fit, and for a bias that hides a token from itself.
+    `share_dropped` of the weights are dropped. An `InputError` for shapes that do not fit, and for a bias that hides a
+    token from itself.
     """
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
     device = q_BHTK.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q_BHTK, k_BGSK, v_BGSK = q_BHTK.to(dtype), k_BGSK.to(dtype), v_BGSK.to(dtype)
+    sight = sight_of(q_BHTK, k_BGSK, v_BGSK, window, window_keeps, documents_BS)
+    check_scores(q_BHTK, k_BGSK, bias_HTS, score_cap, sinks_H)
     if share_dropped > 0.0:
-        return plain_attention(
+        return formula_attention(
             q_BHTK,
             k_BGSK,
             v_BGSK,
-            window=window,
-            window_keeps=window_keeps,
+            sight,
             bias_HTS=bias_HTS,
-            share_dropped=share_dropped,
             scale=scale,
             score_cap=score_cap,
             sinks_H=sinks_H,
-            documents_BS=documents_BS,
+            share_dropped=share_dropped,
         )
-    sight = sight_of(q_BHTK, k_BGSK, v_BGSK, window, window_keeps, documents_BS)
-    check_scores(q_BHTK, k_BGSK, bias_HTS, score_cap, sinks_H)
     if sight.n_queries == 1:
         return one_query(
             q_BHTK, k_BGSK, v_BGSK, sight, bias_H1S=bias_HTS, scale=scale, score_cap=score_cap, sinks_H=sinks_H

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from tessera.errors import SettingError
-from tessera.optim.optimizer import Optimizer, check_share
+from tessera.optim.optimizer import Optimizer, check_betas, check_eps
 
 
 def adamw_step(
@@ -94,20 +93,25 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        lr_scale: dict[str, float] | None = None,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, lr_scale=lr_scale)
 
     def check(self, settings: dict[str, Any]) -> None:
         super().check(settings)
-        if len(settings["betas"]) != 2:
-            raise SettingError("betas", settings["betas"], "two numbers")
-        for i, beta in enumerate(settings["betas"]):
-            check_share(f"betas[{i}]", beta)
-        if not 0.0 < settings["eps"] < 1.0:
-            raise SettingError("eps", settings["eps"], "a small number, greater than 0")
+        check_betas(settings["betas"])
+        check_eps("eps", settings["eps"])
+
+    def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {
+            "step": torch.zeros((), device=param.device),
+            "exp_avg": torch.zeros_like(param),
+            "exp_avg_sq": torch.zeros_like(param),
+        }
 
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        states = [self._state(param) for param in params]
+        states = [self.state_of(param, group) for param in params]
         grads, steps = [param.grad for param in params], [state["step"] for state in states]
         means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         settings = {name: group[name] for name in ("lr", "eps", "weight_decay")}
@@ -119,14 +123,6 @@ class Adam(Optimizer):
             return
         for param, grad, mean, square, step in zip(params, grads, means, squares, steps, strict=True):
             self.plain(param, grad, mean, square, step=int(step), betas=group["betas"], **settings)
-
-    def _state(self, param: Tensor) -> dict[str, Tensor]:
-        state = self.state[param]
-        if not state:
-            state["step"] = torch.zeros((), device=param.device)
-            state["exp_avg"] = torch.zeros_like(param)
-            state["exp_avg_sq"] = torch.zeros_like(param)
-        return state
 
 
 class AdamW(Adam):
@@ -143,5 +139,6 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.01,
+        lr_scale: dict[str, float] | None = None,
     ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, lr_scale=lr_scale)

@@ -7,13 +7,16 @@ for bit.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from tessera.errors import SettingError
+from tessera.optim.parameter_groups import scale_rates
 
 
 def check_amount(name: str, value: float) -> None:
@@ -28,8 +31,32 @@ def check_share(name: str, value: float) -> None:
         raise SettingError(name, value, "a number from 0 up to, but not including, 1")
 
 
+def check_betas(betas: tuple[float, ...]) -> None:
+    """Two shares."""
+    if len(betas) != 2:
+        raise SettingError("betas", betas, "two numbers")
+    for i, beta in enumerate(betas):
+        check_share(f"betas[{i}]", beta)
+
+
+def check_eps(name: str, value: float) -> None:
+    """`value` must be in (0, 1)."""
+    if not 0.0 < value < 1.0:
+        raise SettingError(name, value, "a small number, greater than 0")
+
+
 class Optimizer(torch.optim.Optimizer, ABC):
-    """A `torch.optim.Optimizer` whose subclass says what one group's settings must be (`check`) and does (`update`)."""
+    """A `torch.optim.Optimizer` whose subclass says what one group's settings must be (`check`), what it keeps of a
+    parameter (`fresh`) and what it does (`update`).
+
+    `lr_scale` gives parameters a rate of their own: a factor for each kind ("matrix", "table", "vector") or pattern of
+    names (`embedding`, `blocks.0.*`); where several match, all of them count. It needs the names: `groups` has them.
+    """
+
+    def __init__(
+        self, params: ParamsT, defaults: dict[str, Any], *, lr_scale: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(scale_rates(_grouped(params), defaults["lr"], lr_scale), defaults)
 
     def check(self, settings: dict[str, Any]) -> None:
         """Raise a `SettingError` for a group's settings that make no sense."""
@@ -37,12 +64,50 @@ class Optimizer(torch.optim.Optimizer, ABC):
         check_amount("weight_decay", settings["weight_decay"])
 
     @abstractmethod
+    def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The state of `param` before its first step; on `param`'s device, so that one on `meta` costs nothing."""
+
+    @abstractmethod
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Change `params`, which all have a gradient, in place."""
+
+    def state_of(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The live state of `param`."""
+        state = self.state[param]
+        if not state:
+            state.update(self.fresh(param, group))
+        return state
+
+    def count(self, states: list[dict[str, Tensor]]) -> list[int]:
+        """The number of this step, 1, 2, ..., in each state's `step`; read from a device all at once."""
+        if not states:
+            return []
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        return [int(step) for step in torch.stack(steps).tolist()]
+
+    def memory(self) -> int:
+        """The bytes of the state when every parameter has taken a step."""
+        return sum(
+            value.numel() * value.element_size()
+            for group in self.param_groups
+            for param in group["params"]
+            for value in self.fresh(param, group).values()
+        )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """PyTorch's, but each tensor keeps its own type: it would make the parameter's of all but `step`."""
+        super().load_state_dict(state_dict)
+        ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for id, param in zip(ids, params, strict=True):
+            for name, value in state_dict["state"].get(id, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[param][name] = value.to(param.device, copy=True)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -56,3 +121,15 @@ class Optimizer(torch.optim.Optimizer, ABC):
             if params:
                 self.update(params, group)
         return loss
+
+
+def _grouped(params: ParamsT) -> list[dict[str, Any]]:
+    """Any of PyTorch's forms as groups; parameters in one row are one group."""
+    listed: list[Any] = list(params)
+    if all(isinstance(item, dict) for item in listed):
+        return [{**group, "params": _listed(group["params"])} for group in listed]
+    return [{"params": listed}]
+
+
+def _listed(params: Any) -> list[Any]:
+    return [params] if isinstance(params, Tensor) else list(params)

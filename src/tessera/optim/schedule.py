@@ -114,3 +114,41 @@ SCHEDULES = {
     "inverse-sqrt": InverseSqrt,
     "wsd": WarmupStableDecay,
 }
+
+
+class Ramp:
+    """A size that grows from `start` to its full value over the first `steps` steps, in whole multiples of `multiple`.
+
+    For the number of windows in a batch (Brown et al. 2020, "Language Models are Few-Shot Learners", appendix B) or of
+    tokens in a window (Li et al. 2022, "The Stability-Efficiency Dilemma", section 4.1): early steps are cheap and
+    learn as much. Like a schedule it has no state.
+    """
+
+    def __init__(self, *, start: int, steps: int, multiple: int = 1) -> None:
+        for name, value in (("start", start), ("steps", steps), ("multiple", multiple)):
+            if value < 1:
+                raise SettingError(name, value, "a whole number, 1 or greater")
+        self.start, self.steps, self.multiple = start, steps, multiple
+
+    def __call__(self, step: int, full: int) -> int:
+        """The size at `step` = 0, 1, 2, ...: `full` from `steps` on, and never more; before it a multiple, rounded
+        down, but at least `start`."""
+        if step >= self.steps or self.start >= full:
+            return full
+        size = self.between(step / self.steps, full)
+        return min(max(int(size + 1e-9) // self.multiple * self.multiple, self.start), full)
+
+    def between(self, share: float, full: int) -> float:
+        """The size after a `share` of the steps: here a straight line."""
+        return self.start + (full - self.start) * share
+
+
+class DoublingRamp(Ramp):
+    """The same in stages of equal length, each twice as large as the one before: sizes that suit a machine."""
+
+    def between(self, share: float, full: int) -> float:
+        n_stages = math.ceil(math.log2(full / self.start))
+        return self.start * 2.0 ** int(share * n_stages)
+
+
+RAMPS = {"linear": Ramp, "doubling": DoublingRamp}

@@ -47,9 +47,17 @@ class Sgd(Optimizer):
     """Momentum 0 is plain gradient descent and keeps no state."""
 
     def __init__(
-        self, params: ParamsT, *, lr: float, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+        self,
+        params: ParamsT,
+        *,
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        lr_scale: dict[str, float] | None = None,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
+        super().__init__(params, defaults, lr_scale=lr_scale)
 
     def check(self, settings: dict[str, Any]) -> None:
         super().check(settings)
@@ -61,12 +69,13 @@ class Sgd(Optimizer):
         """The learning rate of `param` in this step."""
         return group["lr"]
 
+    def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"momentum_buffer": torch.zeros_like(param)} if group["momentum"] else {}
+
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         momentum = group["momentum"]
         for param in params:
-            state = self.state[param]
-            if momentum and "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(param)
+            state = self.state_of(param, group)
             assert param.grad is not None
             sgd_step(
                 param,
@@ -95,18 +104,22 @@ class SgdDecay(Sgd):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        lr_scale: dict[str, float] | None = None,
     ) -> None:
         # Past Sgd's constructor, which does not know the two new settings of a group.
         settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
-        Optimizer.__init__(self, params, {"lr": lr, "decay": decay, "power": power, **settings})
+        Optimizer.__init__(self, params, {"lr": lr, "decay": decay, "power": power, **settings}, lr_scale=lr_scale)
 
     def check(self, settings: dict[str, Any]) -> None:
         super().check(settings)
         check_amount("decay", settings["decay"])
         check_amount("power", settings["power"])
 
+    def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {**super().fresh(param, group), "step": torch.tensor(0.0)}
+
     def rate(self, param: Tensor, group: dict[str, Any]) -> float:
-        step = self.state[param].setdefault("step", torch.tensor(0.0))
+        step = self.state[param]["step"]
         rate = decayed_rate(group["lr"], step.item(), decay=group["decay"], power=group["power"])
         step += 1
         return rate

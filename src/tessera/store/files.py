@@ -18,30 +18,48 @@ from pathlib import Path
 from typing import Any
 
 from tessera.errors import DamagedError, StorageError
+from tessera.store import failpoints
 
 Buffer = bytes | bytearray | memoryview
 
-# The five calls that change the disk. They are functions of their own so that a test can make any of them fail.
+# Every change of the disk goes through these. Each says where it is, so that a test can end the process there, or have
+# the disk refuse (`store.failpoints`).
 
 
 def _open(path: Path, flags: int) -> int:
-    return os.open(path, flags, 0o644)
+    failpoints.before("open", path)
+    descriptor = os.open(path, flags, 0o644)
+    try:
+        failpoints.after("open", path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
-def _write(descriptor: int, data: memoryview) -> int:
-    return os.write(descriptor, data)
+def _write(descriptor: int, data: memoryview, path: Path) -> int:
+    """Write some of `data`, a part of the file `path`; how much the system took."""
+    taken = os.write(descriptor, data[: failpoints.before("write", path, len(data))])
+    failpoints.after("write", path)
+    return taken
 
 
-def _fsync(descriptor: int) -> None:
+def _fsync(descriptor: int, path: Path) -> None:
+    failpoints.before("fsync", path)
     os.fsync(descriptor)
+    failpoints.after("fsync", path)
 
 
 def _rename(source: Path, target: Path) -> None:
+    failpoints.before("rename", target)
     source.replace(target)
+    failpoints.after("rename", target)
 
 
 def _mkdir(path: Path) -> None:
+    failpoints.before("mkdir", path)
     path.mkdir()
+    failpoints.after("mkdir", path)
 
 
 @contextmanager
@@ -77,8 +95,8 @@ def write_new(path: Path, chunks: Iterable[Buffer]) -> Written:
                 digest.update(rest)
                 size += len(rest)
                 while rest:  # the system may take less than it was given
-                    rest = rest[_write(descriptor, rest) :]
-            _fsync(descriptor)
+                    rest = rest[_write(descriptor, rest, path) :]
+            _fsync(descriptor, path)
         finally:
             os.close(descriptor)
     return Written(size, digest.hexdigest())
@@ -89,7 +107,7 @@ def fsync_folder(path: Path) -> None:
     with storage_errors(path):
         descriptor = _open(path, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            _fsync(descriptor)
+            _fsync(descriptor, path)
         finally:
             os.close(descriptor)
 
@@ -125,13 +143,17 @@ def make_folders(path: Path) -> None:
 def remove_file(path: Path) -> None:
     """Remove a file; gone already is fine."""
     with storage_errors(path):
+        failpoints.before("remove", path)
         path.unlink(missing_ok=True)
+        failpoints.after("remove", path)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder with everything in it; gone already is fine."""
     with storage_errors(path), suppress(FileNotFoundError):
+        failpoints.before("remove", path)
         shutil.rmtree(path)
+        failpoints.after("remove", path)
 
 
 def write_bytes_atomic(path: Path, data: Buffer) -> Written:

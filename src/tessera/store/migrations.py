@@ -49,7 +49,16 @@ def _first_tables(connection: sqlite3.Connection) -> None:
         connection.execute(statement)
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_first_tables]
+def _events(connection: sqlite3.Connection) -> None:
+    """What went wrong while training, and what was done: `cursor` says where in the data, `detail` what was seen."""
+    connection.execute(
+        """CREATE TABLE events (
+            id INTEGER PRIMARY KEY, written TEXT NOT NULL, step INTEGER NOT NULL, kind TEXT NOT NULL,
+            action TEXT NOT NULL, detail TEXT NOT NULL, cursor TEXT NOT NULL)"""
+    )
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_first_tables, _events]
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes on: metrics, samples, evaluations, facts about itself, its ancestors."""
+"""What a run writes down while it goes on: metrics, samples, evaluations, events, facts about itself, its ancestors."""
 
 import json
 import math
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tessera.store.checkpoints import now
 from tessera.store.files import to_json
 from tessera.store.sqlite import Database
 
@@ -28,6 +29,19 @@ class Evaluation:
     name: str
     value: float
     detail: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that went wrong before the update of a step was made, and what was done about it."""
+
+    step: int
+    kind: str
+    action: str
+    detail: str
+    cursor: dict[str, Any] | None = None
+    """Where in the data: the cursor after the batches of the step."""
+    written: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +115,33 @@ class Records:
         """All measurements, in the order in which they were made."""
         rows = self._database.query("SELECT step, name, value, detail FROM evaluations ORDER BY id")
         return [Evaluation(step, name, _from_column(value), json.loads(detail)) for step, name, value, detail in rows]
+
+    def add_event(
+        self, step: int, kind: str, *, action: str, detail: str, cursor: Mapping[str, Any] | None = None
+    ) -> None:
+        """Note an event; it is on the disk when this returns.
+
+        A run that was killed and goes on meets the same event again: it is noted once.
+        """
+        where = to_json(None if cursor is None else dict(cursor))
+        row = (step, kind, action, detail, where)
+        with self._database.transaction() as connection:
+            connection.execute(
+                """INSERT INTO events (step, kind, action, detail, cursor, written) SELECT ?, ?, ?, ?, ?, ?
+                   WHERE NOT EXISTS (SELECT 1 FROM events
+                   WHERE (step, kind, action, detail, cursor) = (?, ?, ?, ?, ?))""",
+                (*row, now(), *row),
+            )
+
+    def events(self) -> list[Event]:
+        """All events, in the order in which they were noted: going back does not undo them."""
+        if not self._database.query("SELECT 1 FROM sqlite_master WHERE name = 'events'"):
+            return []  # a run of before there were any, on a disk that cannot be written
+        rows = self._database.query("SELECT step, kind, action, detail, cursor, written FROM events ORDER BY id")
+        return [
+            Event(step, kind, action, detail, json.loads(cursor), written)
+            for step, kind, action, detail, cursor, written in rows
+        ]
 
     def lineage(self) -> list[Ancestor]:
         """The runs that this one descends from, the nearest first."""

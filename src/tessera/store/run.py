@@ -112,15 +112,16 @@ class Run(Records):
             raise
 
     @classmethod
-    def open(cls, path: str | Path, *, train: bool = False) -> Self:
+    def open(cls, path: str | Path, *, train: bool = False, say: Callable[[str], None] = lambda line: None) -> Self:
         """The run in a folder, or in a `run.db` file.
 
-        `train=True` takes the lock, and mends what a kill left half done.
+        `train=True` takes the lock, and mends what a kill left half done; `say` is told if the lock was left behind by
+        another machine.
         """
         folder, database_path = locate(Path(path))
         if not database_path.exists():
             return cls._open_without_database(folder, database_path, train=train)
-        lock = RunLock(lock_path(database_path)) if train else None
+        lock = RunLock(lock_path(database_path), say=say) if train else None
         database = None
         try:
             database = Database.open(database_path)
@@ -278,8 +279,8 @@ class RunSummary:
     steps: list[int] = field(default_factory=list)
     """Of the checkpoints."""
     best: int | None = None
-    trained_by: int | None = None
-    """The process that is training it now."""
+    trained_by: str | None = None
+    """The process that is training it now, on this machine or another."""
     problem: str | None = None
     """Why it cannot be opened."""
 
@@ -300,6 +301,7 @@ def summary(path: Path) -> RunSummary:
             latest = run.latest()
             steps = run.checkpoints.steps()
             last = [step for step, _ in latest.values()] + steps
+            owner = lock_owner(path / LOCK)
             return RunSummary(
                 path=path,
                 created=run.created,
@@ -309,7 +311,7 @@ def summary(path: Path) -> RunSummary:
                 validation_loss=latest["validation_loss"][1] if "validation_loss" in latest else None,
                 steps=steps,
                 best=run.checkpoints.best(),
-                trained_by=lock_owner(path / LOCK),
+                trained_by=None if owner is None else str(owner),
             )
     except TesseraError as error:
         return RunSummary(path=path, problem=str(error))

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tessera.errors import DamagedError, InputError, StorageError, TesseraError
+from tessera.store import failpoints
+from tessera.store.files import storage_errors
 from tessera.store.migrations import APPLICATION_ID, migrate
 
 BUSY_SECONDS = 30
@@ -39,6 +41,8 @@ def _translate(path: Path, error: sqlite3.DatabaseError) -> TesseraError | None:
     code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF  # the low byte is the primary result code
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT):
         return DamagedError(path, str(error))
+    if code == 0 and "decode to UTF-8" in str(error):  # Python's, of a column that was text when it was written
+        return DamagedError(path, "a text in it is no text any more")
     numbers = {
         sqlite3.SQLITE_FULL: errno.ENOSPC,
         sqlite3.SQLITE_IOERR: errno.EIO,
@@ -100,17 +104,20 @@ class Database:
 
         A transaction inside another is a part of it.
         """
-        with self._guard, sqlite_errors(self.path):
+        with self._guard, storage_errors(self.path), sqlite_errors(self.path):
             if self._connection.in_transaction:
                 yield self._connection
                 return
+            failpoints.before("begin", self.path)
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 waiting = list(self._waiting)
                 for statement, row in waiting:
                     self._connection.execute(statement, row)
                 yield self._connection
+                failpoints.before("commit", self.path)
                 self._connection.execute("COMMIT")
+                failpoints.after("commit", self.path)
             except BaseException:
                 with suppress(sqlite3.Error):  # a full disk has rolled back by itself
                     self._connection.execute("ROLLBACK")
@@ -151,8 +158,10 @@ class Database:
 
     def copy_log(self) -> None:
         """Copy what the log holds into the database file, as far as readers allow: the file alone is then the run."""
-        with self._guard, sqlite_errors(self.path):
+        with self._guard, storage_errors(self.path), sqlite_errors(self.path):
+            failpoints.before("copy", self.path)
             self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+            failpoints.after("copy", self.path)
 
     def check(self) -> None:
         """Raise `DamagedError` where the file's own structure is broken. Reads the whole file."""

@@ -7,13 +7,16 @@ from typing import Any
 
 
 class Interrupt:
-    """While active, SIGINT and SIGTERM set `asked`; a second SIGINT raises KeyboardInterrupt.
+    """While active, SIGINT and SIGTERM set `asked`; a second SIGINT raises KeyboardInterrupt, a second SIGTERM
+    SystemExit with the status that a shell expects.
 
     Outside the main thread, where Python handles no signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self.number = 0
+        """Of the signal that asked: a command that it ended exits with 128 + number."""
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interrupt":
@@ -27,6 +30,8 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        if self.asked:
+            raise SystemExit(128 + number)
+        self.asked, self.number = True, number

@@ -1,69 +1,45 @@
 """The training loop. There is one, and every objective runs in it.
 
-A step draws `accumulate` micro-batches, adds up their gradients weighted by the targets that each one has (so that the
-sum is the gradient of one big batch, whatever the padding), clips, and updates. Everything that decides the next step
-is in the checkpoint: a run that was killed goes on bit for bit as if it had not been (`tessera.train.checkpoint`).
+A step draws `accumulate` micro-batches and makes one update of them (`tessera.train.step`); between two steps the loop
+looks up: logs, validates, samples, saves. Everything that decides the next step is in the checkpoint: a run that was
+killed goes on bit for bit as if it had not been (`tessera.train.checkpoint`).
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor
 
-from tessera.config import Settings
-from tessera.errors import DivergedError
+from tessera.errors import DivergedError, SettingError
 from tessera.objectives.objective import Objective
-from tessera.optim.clip import clip_grad_norm
-from tessera.store.checkpoints import CheckpointStore
+from tessera.store.checkpoints import CheckpointStore, Loaded
+from tessera.train.averages import PREFIX, Averages
 from tessera.train.checkpoint import capture, restore
 from tessera.train.interrupt import Interrupt
-from tessera.train.metrics import Means, on_host
+from tessera.train.memory import MemoryFit
+from tessera.train.nonfinite import Guard, Trouble
+from tessera.train.precision import FP32, Precision
+from tessera.train.profile import StepProfiler
+from tessera.train.settings import TrainSettings
+from tessera.train.spikes import SpikeDetector
+from tessera.train.step import Step
 from tessera.train.stopwatch import Stopwatch
-
-
-class TrainSettings(Settings):
-    """How long, how much at a time, and how often to look up from it."""
-
-    steps: PositiveInt = 1000
-    """Updates of the weights in all; a resumed run counts from its first start."""
-    batch_size: PositiveInt = 16
-    """Windows in a micro-batch."""
-    accumulate: PositiveInt = 1
-    """Micro-batches in an update."""
-    clip: PositiveFloat | None = 1.0
-    """The largest global gradient norm; none switches clipping off."""
-    eval_every: NonNegativeInt = 250
-    """Steps between validations; 0 validates at the end only."""
-    eval_tokens: PositiveInt | None = 65_536
-    """Validation tokens used while training; none for all. The final validation always uses all."""
-    sample_every: NonNegativeInt = 0
-    """Steps between samples; 0 for none while training."""
-    detail_every: NonNegativeInt = 10
-    """Steps between records of what has a number for each part, as the load of each expert; 0 for none."""
-    save_every: NonNegativeInt = 250
-    """Steps between checkpoints; 0 saves at the end only. It always saves at the end and when interrupted."""
-    keep: PositiveInt = 2
-    """Checkpoints to keep, beside the best and the one resumed from."""
-    max_minutes: PositiveFloat | None = None
-    """Save and stop after this many minutes, to be resumed later."""
-    finish_minutes: PositiveFloat | None = None
-    """Be done within this many minutes of updates: where the clock is ahead of the steps the schedule follows the
-    clock, so that the rate has come down when the time is up. Only then is a run not the same on every machine."""
-    device: str = "auto"
-    """auto takes CUDA where there is one; else cpu, cuda, cuda:1, mps."""
-    threads: NonNegativeInt = Field(default=0)
-    """CPU threads; 0 for all cores. Bit-for-bit resume needs the same number."""
 
 
 class Log(Protocol):
     """What the loop writes to while it runs: `tessera.store.run.Run` is one."""
 
     def log_metrics(self, step: int, values: dict[str, float]) -> None: ...
+
+    def add_event(
+        self, step: int, kind: str, *, action: str, detail: str, cursor: Mapping[str, Any] | None = None
+    ) -> None: ...
+
+    def truncate_after(self, step: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -93,7 +69,8 @@ class Trainer:
     """Runs an objective to its last step.
 
     `validate` gives the validation loss, `sample` writes samples; both are called between steps, with the model in
-    evaluation mode, and must leave the global random generators alone. `watch` sees each step.
+    evaluation mode, and must leave the global random generators alone. `watch` sees each step, `say` is told what else
+    is worth knowing.
     """
 
     objective: Objective
@@ -105,7 +82,10 @@ class Trainer:
     validate: Callable[[], float] | None = None
     sample: Callable[[int], None] | None = None
     watch: Callable[[Progress], None] = lambda progress: None
+    say: Callable[[str], None] = lambda line: None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = FP32
+    profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -115,22 +95,47 @@ class Trainer:
         self.validation: float | None = None
         self._validated_at: int | None = None
         self.resumed_from: int | None = None
+        self.stopped_by = 0
+        """The number of the signal that interrupted."""
         self.clock = Stopwatch()
-        self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._averages = Averages(self.objective, self.optimizer, self.settings.ema)
+        self._batch_ramp, self._context_ramp = self.settings.ramp("batch_ramp"), self.settings.ramp("context_ramp")
+        self._step = Step(self.objective, self.optimizer, self.settings.clip, self.device, self.clock)
+        self._step.precision, self._step.averages = self.precision, self._averages
+        self._step.guard = Guard(
+            on_nonfinite=self.settings.on_nonfinite,
+            on_spike=self.settings.on_spike,
+            limit=self.settings.max_passed_over,
+            spikes=SpikeDetector(threshold=self.settings.spike_threshold),
+        )
+        self._step.memory = MemoryFit(say=self._say_memory)
 
     def resume(self, step: int | None = None) -> list[str]:
         """Go on from checkpoint `step`, or from the newest that verifies; what was skipped is returned."""
         assert self.checkpoints is not None, "resume needs a checkpoint store"
-        loaded = self.checkpoints.read(step)
-        restore(self.objective, self.optimizer, loaded.tensors, loaded.meta)
+        loaded = self._restore(step)
         progress = loaded.meta["progress"]
-        self.step, self.tokens, self.seconds = loaded.step, progress["tokens"], progress["seconds"]
-        self.best = math.inf if progress["best"] is None else progress["best"]
-        self.validation = progress["validation"]
+        self.seconds = progress["seconds"]
         self.resumed_from = loaded.step
+        if "guard" in loaded.meta:
+            self._step.guard.restore(loaded.meta["guard"])
+            self._step.memory.parts = loaded.meta["parts"]
         if progress["improved"]:  # a kill may have come between the write and its mark
             self.checkpoints.mark_best(loaded.step)
         return loaded.skipped
+
+    def _restore(self, step: int | None = None) -> Loaded:
+        assert self.checkpoints is not None
+        loaded = self.checkpoints.read(step)
+        tensors = {name: value for name, value in loaded.tensors.items() if not name.startswith(PREFIX)}
+        restore(self.objective, self.optimizer, tensors, loaded.meta)
+        self._averages.restore(loaded.tensors, loaded.meta)
+        if "scaler" in loaded.meta:
+            self._step.scaler.load_state_dict(loaded.meta["scaler"])
+        progress = loaded.meta["progress"]
+        self.step, self.tokens, self.validation = loaded.step, progress["tokens"], progress["validation"]
+        self.best = math.inf if progress["best"] is None else progress["best"]
+        return loaded
 
     def run(self) -> Outcome:
         """Train to the last step; saves on the way, at the end, and when asked to stop."""
@@ -138,14 +143,21 @@ class Trainer:
         deadline = math.inf if settings.max_minutes is None else time.perf_counter() + 60 * settings.max_minutes
         batches = self.objective.batches()
         self.objective.train()
+        self._averages.swap_out()
         with Interrupt() as interrupt:
+            self._save_what_to_go_back_to()
             while not self._is_done():
-                progress = self._update(batches)
+                with nullcontext() if self.profiler is None else self.profiler.step():
+                    progress = self._update(batches)
+                if self.profiler is not None:
+                    self.profiler.saw(progress.tokens, progress.seconds)
                 last = self._is_done()
                 stop = interrupt.asked or time.perf_counter() >= deadline
                 self._look_up(progress, last=last, stop=stop)
                 if stop and not last:
+                    self.stopped_by = interrupt.number
                     return "interrupted" if interrupt.asked else "out of time"
+        self._averages.swap_in()
         return "finished" if self.step >= settings.steps else "out of time"
 
     def _is_done(self) -> bool:
@@ -163,62 +175,85 @@ class Trainer:
         return self.schedule(max(self.step, by_clock), steps)
 
     def _update(self, batches: Iterator[Any]) -> Progress:
-        """One step: gradients of `accumulate` micro-batches, clipped, then the optimizer."""
+        """Draw `accumulate` micro-batches and make one step of them, or of later ones where they are passed over."""
         start = time.perf_counter()
-        with self.clock("data"):
-            micro_batches = [next(batches) for _ in range(self.settings.accumulate)]
-        n_targets = sum(batch.n_targets for batch in micro_batches)
-        mean_loss, means = 0.0, Means()
-        with self.clock("forward and backward"):
-            for number, batch in enumerate(micro_batches, 1):
-                loss, metrics = self.objective(batch.to(self.device))
-                weight = batch.n_targets / n_targets
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise self._diverged(f"the loss of micro-batch {number} of {len(micro_batches)} is {value}")
-                (loss * weight).backward()
-                values = on_host(metrics, like=loss, vectors=_every(self.settings.detail_every, self.step + 1))
-                mean_loss += values.pop("loss", value) * weight
-                means.add(values, weight)
-        with self.clock("optimizer"):
-            norm = self._clip()
-            if not math.isfinite(norm):
-                raise self._diverged(f"the gradient's norm is {norm}")
-            factor = self._rate_factor()
-            for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
-                group["lr"] = peak * factor
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.objective.updated()
+        while True:
+            with self.clock("data"):
+                micro_batches = self._draw(batches)
+            rate, detail = self._rate_factor(), _every(self.settings.detail_every, self.step + 1)
+            taken = self._step.take(micro_batches, step=self.step + 1, rate=rate, detail=detail)
+            if taken.trouble is not None:
+                self._meet(taken.trouble)
+            if taken.is_made:
+                break
         self.step += 1
-        self.tokens += n_targets
+        self.tokens += taken.n_targets
         seconds = time.perf_counter() - start
         self.seconds += seconds
         return Progress(
             step=self.step,
             steps=self.settings.steps,
-            loss=mean_loss,
-            lr=self._peak_rates[0] * factor,
-            grad_norm=norm,
-            tokens=n_targets,
+            loss=taken.loss,
+            lr=self._step.peak_rates[0] * rate,
+            grad_norm=taken.grad_norm,
+            tokens=taken.n_targets,
             seconds=seconds,
             validation=self.validation,
-            metrics=means.values(),
+            metrics=taken.metrics,
         )
 
-    def _clip(self) -> float:
-        parameters = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
-        limit = math.inf if self.settings.clip is None else self.settings.clip
-        norm: Tensor = clip_grad_norm(parameters, limit)
-        return float(norm)
+    def _draw(self, batches: Iterator[Any]) -> list[Any]:
+        """The step's micro-batches, in the size that the ramps give it."""
+        settings = self.settings
+        if settings.batch_ramp is not None:
+            self.objective.data.batch_size = self._batch_ramp(self.step, settings.batch_size)  # type: ignore[attr-defined]
+        drawn = [next(batches) for _ in range(settings.accumulate)]
+        if settings.context_ramp is None:
+            return drawn
+        return [batch.in_rows_of(self._context_ramp(self.step, batch.inputs_BT.shape[1])) for batch in drawn]
 
-    def _diverged(self, what: str) -> DivergedError:
-        cursor = self.objective.get_extra_state()
-        self.optimizer.zero_grad(set_to_none=True)
-        return DivergedError(
-            f"step {self.step + 1}: {what} (the data cursor after this batch: {cursor}). Nothing was updated: "
-            "try a lower optimizer.lr, a longer schedule.warmup or a smaller train.clip"
-        )
+    def _meet(self, trouble: Trouble) -> None:
+        """Note what is wrong with the step, and do what is to be done about it: see `tessera.train.nonfinite`."""
+        step, cursor = self.step + 1, self.objective.get_extra_state()
+        if self.log is not None:
+            self.log.add_event(step, trouble.kind, action=trouble.action, detail=trouble.what, cursor=cursor)
+        if trouble.action == "stop":
+            raise DivergedError(
+                f"step {step}: {trouble.what} (the data cursor after this batch: {cursor}). Nothing was updated: "
+                "try a lower optimizer.lr, a longer schedule.warmup or a smaller train.clip"
+            )
+        if trouble.action == "rewind":
+            self._rewind(cursor)
+        done = {"record": "noted", "skip": "skipped", "rewind": f"went back to step {self.step}"}[trouble.action]
+        self.say(f"step {step}: {trouble.what}; {done}")
+
+    def _rewind(self, cursor: Mapping[str, Any]) -> None:
+        """Be at the newest checkpoint, but go on with the batches after `cursor`.
+
+        It is saved at once: a run that is killed after this must not meet the same batches again.
+        """
+        self._restore()
+        self.objective.set_extra_state(cursor)
+        self._validated_at = None
+        if self.log is not None:
+            self.log.truncate_after(self.step)
+        self.save()
+
+    def _save_what_to_go_back_to(self) -> None:
+        """A run that may rewind needs a checkpoint from its first step on."""
+        name = next((name for name in ("on_nonfinite", "on_spike") if getattr(self.settings, name) == "rewind"), None)
+        if name is None:
+            return
+        if self.checkpoints is None:
+            raise SettingError(f"train.{name}", "rewind", "stop or skip: no checkpoints are kept to go back to")
+        if self.step not in self.checkpoints.steps():
+            self.save()
+
+    def _say_memory(self, line: str) -> None:
+        self.say(line)
+        if self.log is not None:
+            action = f"micro-batches in {self._step.memory.parts} parts"
+            self.log.add_event(self.step + 1, "out of memory", action=action, detail=line)
 
     def _look_up(self, progress: Progress, *, last: bool, stop: bool) -> None:
         """Between two steps: log, and where it is due validate, sample, save; then tell the watcher."""
@@ -252,7 +287,7 @@ class Trainer:
 
     def _validation(self) -> float:
         assert self.validate is not None
-        with self.clock("validation"):
+        with self.clock("validation"), self.precision.step(), self.precision.forward(self.device):
             self.validation = float(self._evaluating(self.validate))
         self._validated_at = self.step
         return self.validation
@@ -260,7 +295,7 @@ class Trainer:
     def _evaluating(self, action: Callable[[], Any]) -> Any:
         self.objective.eval()
         try:
-            with torch.inference_mode():
+            with self._averages.in_use(), torch.inference_mode():
                 return action()
         finally:
             self.objective.train()
@@ -271,7 +306,18 @@ class Trainer:
         improved = self.validation is not None and self._validated_at == self.step and self.validation < self.best
         if improved and self.validation is not None:
             self.best = self.validation
+        with self._averages.in_use():
+            self._write(improved)
+        if improved:
+            self.checkpoints.mark_best(self.step)
+
+    def _write(self, improved: bool) -> None:
+        assert self.checkpoints is not None
         tensors, meta = capture(self.objective, self.optimizer)
+        average, average_meta = self._averages.state()
+        tensors, meta = tensors | average, meta | average_meta
+        if self.precision.name == "fp16":
+            meta["scaler"] = self._step.scaler.state_dict()
         meta["progress"] = {
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -279,10 +325,9 @@ class Trainer:
             "validation": self.validation,
             "improved": improved,
         }
+        meta["guard"], meta["parts"] = self._step.guard.state(), self._step.memory.parts
         protect = set() if self.resumed_from is None else {self.resumed_from}
         self.checkpoints.write(self.step, tensors, meta, keep=self.settings.keep, protect=protect)
-        if improved:
-            self.checkpoints.mark_best(self.step)
 
 
 def _every(interval: int, step: int) -> bool:

@@ -1,0 +1,221 @@
+"""In which numbers a step computes: chosen by measuring the machine once, said, and kept with the run.
+
+The weights, the gradients of a whole batch and the optimizer's state are fp32 in any case. Under "bf16" and "fp16" the
+products are in half of it, by autocast (Micikevicius et al. 2018, "Mixed Precision Training"); fp16, whose range is
+small, needs a loss scaler beside it.
+
+Two libraries multiply fp32 matrices on a CPU: MKL, which is PyTorch's choice and slow on some processors, and oneDNN.
+PyTorch goes to oneDNN for fp32 only under a flag that allows it bf16 arithmetic; on a processor without such units the
+result is fp32 all the same, on one with them it is not. So the flag is set where a product under it was measured to be
+as exact as without, for the step alone, and put back after it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tessera.errors import SettingError
+
+Choice = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+WORTH = 1.2
+"""So many times faster another way must be to be taken."""
+TOO_SMALL = 1e-3
+"""Seconds of a layer in fp32 below which it is not worth a look: there the time does not go into arithmetic."""
+EXACT = 4.0
+"""A product is as exact as fp32 if its largest error is below so many times that of PyTorch's own."""
+ROWS = {"cpu": 256, "cuda": 8192}
+"""Of a batch, how many are enough to tell."""
+ROUNDS = 4
+HOPELESS = 2.0
+"""What takes so many times longer in its first round is not measured again."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model, as far as its products and its attention go."""
+
+    d_model: int
+    n_heads: int
+    context: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A choice and its reason; `onednn` sends what fp32 products there are to oneDNN."""
+
+    name: str = "fp32"
+    onednn: bool = False
+    reason: str = "the default"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.name]
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around forward and backward: the flag for fp32 products, put back as it was."""
+        if not self.onednn:
+            yield
+            return
+        with fp32_through_onednn():
+            yield
+
+    def forward(self, device: torch.device) -> Any:
+        """Around a forward pass: autocast, unless all is fp32."""
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=self.dtype, cache_enabled=True)
+
+    def describe(self) -> str:
+        route = ", fp32 products through oneDNN" if self.onednn else ""
+        return f"precision {self.name}{route}: {self.reason}"
+
+    def written(self) -> dict[str, Any]:
+        """As JSON-able data; `Precision(**written)` reads it back."""
+        return asdict(self)
+
+
+FP32 = Precision()
+
+
+@contextmanager
+def fp32_through_onednn() -> Iterator[None]:
+    """Products of fp32 matrices on the CPU go to oneDNN, which may use bf16 arithmetic where the processor has it."""
+    matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def choose(choice: Choice, device: torch.device, shape: Shape) -> Precision:
+    """What `train.precision` means for a model of `shape` on `device`; a `SettingError` if the device cannot."""
+    if choice == "auto":
+        return _measured(device, shape, torch.get_num_threads())
+    if choice != "fp32":
+        _check_runs(choice, device)
+    return Precision(choice, reason="asked for")
+
+
+def _check_runs(choice: str, device: torch.device) -> None:
+    """One small product and its gradient, in the precision that was asked for."""
+    try:
+        with Precision(choice).forward(device):
+            x = torch.ones(8, 8, device=device, requires_grad=True)
+            (x @ x).float().sum().backward()
+    except (RuntimeError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise SettingError("train.precision", choice, f"a precision that {device} computes in ({why})") from None
+
+
+@lru_cache
+def _measured(device: torch.device, shape: Shape, threads: int) -> Precision:
+    """The fastest on this machine, with the figures as the reason. `threads` is a part of the machine."""
+    if device.type not in ROWS:
+        return Precision(reason=f"nothing else is tried on {device.type}")
+    fp32 = _layer_seconds(device, shape, FP32)
+    if fp32 < TOO_SMALL and device.type == "cpu":
+        return Precision(reason=f"a layer takes {_ms(fp32)}, too little to gain from fewer bits")
+    best, best_seconds = FP32, fp32
+    said = [f"fp32 {_ms(fp32)}"]
+    for candidate in _candidates(device):
+        if candidate.onednn and not _onednn_is_exact(shape):
+            said.append("fp32 through oneDNN not tried, as it rounds to bf16 here")
+            continue
+        seconds = _layer_seconds(device, shape, candidate, limit=HOPELESS * best_seconds)
+        said.append(f"{'fp32 through oneDNN' if candidate.onednn else candidate.name} {_ms(seconds)}")
+        if seconds * WORTH < best_seconds:
+            best, best_seconds = candidate, seconds
+    return Precision(best.name, best.onednn, f"a layer's products and attention take {', '.join(said)}")
+
+
+def _candidates(device: torch.device) -> list[Precision]:
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return [Precision("bf16" if native else "fp16")]
+    return [Precision("fp32", onednn=True), Precision("bf16")]
+
+
+def _onednn_is_exact(shape: Shape) -> bool:
+    """Whether a product through oneDNN has no larger error than MKL's, each against fp64."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(256, shape.d_model, generator=generator)
+    b = torch.randn(shape.d_model, 256, generator=generator)
+    exact = a.double() @ b.double()
+    with fp32_through_onednn():
+        through = a @ b
+    return _error(through, exact) <= EXACT * max(_error(a @ b, exact), torch.finfo(torch.float32).eps)
+
+
+def _error(product: Tensor, exact: Tensor) -> float:
+    found = (product.double() - exact).abs().max().item()
+    return found if math.isfinite(found) else math.inf
+
+
+def _layer_seconds(device: torch.device, shape: Shape, precision: Precision, *, limit: float = math.inf) -> float:
+    """A layer's products (12 width^2 weights) and attention over a part of a batch, forward and backward.
+
+    It is measured roughly if it takes longer than `limit`.
+    """
+    rows = min(shape.batch_size * shape.context, ROWS[device.type])
+    T = min(shape.context, rows)
+    generator = torch.Generator(device).manual_seed(0)  # the global one is the run's
+
+    def random(*sizes: int) -> Tensor:
+        return torch.randn(sizes, generator=generator, device=device).requires_grad_()
+
+    x, weight = random(rows, shape.d_model), random(4 * shape.d_model, shape.d_model)
+    heads = (max(1, rows // T), shape.n_heads, T, max(8, shape.d_model // shape.n_heads))
+    q, k, v = (random(*heads) for _ in range(3))
+
+    def product() -> None:
+        with precision.step():
+            with precision.forward(device):
+                y = F.linear(x, weight)
+            y.backward(y.detach())
+
+    def attend() -> None:
+        with precision.step():
+            with precision.forward(device):
+                inputs = [each.to(precision.dtype) for each in (q, k, v)]
+                y = F.scaled_dot_product_attention(inputs[0], inputs[1], inputs[2], is_causal=True)
+            y.backward(y.detach())
+
+    return 3 * _seconds(product, device, limit / 3) + _seconds(attend, device, limit)
+
+
+def _seconds(action: Callable[[], None], device: torch.device, limit: float) -> float:
+    """The best of a few rounds after one to warm up."""
+    best = math.inf
+    for number in range(ROUNDS + 1):
+        _wait(device)
+        start = time.perf_counter()
+        action()
+        _wait(device)
+        if number:
+            best = min(best, time.perf_counter() - start)
+            if best > limit:
+                break
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"

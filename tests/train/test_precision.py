@@ -1,0 +1,174 @@
+"""Precision: what is chosen and why, the flag put back, and a loss curve in fewer bits close to that in fp32."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tessera.data.batches import RandomWindows
+from tessera.data.shards import Shard
+from tessera.errors import SettingError
+from tessera.model.decoder import Decoder
+from tessera.objectives import NextToken
+from tessera.optim import OPTIMIZERS, groups
+from tessera.store.run import Run
+from tessera.train import precision as module
+from tessera.train.precision import FP32, Precision, Shape, choose, fp32_through_onednn
+from tessera.train.settings import TrainSettings
+from tessera.train.trainer import Progress, Trainer
+
+CPU = torch.device("cpu")
+SHAPE = Shape(d_model=256, n_heads=4, context=64, batch_size=4)
+TEXT = np.frombuffer(b"the cat sat on the mat and the dog sat on the log. " * 40, dtype=np.uint8).astype(np.uint16)
+
+
+def trained(precision: Precision, steps: int, *, pieces: dict | None = None, **parts: object) -> list[Progress]:
+    torch.manual_seed(0)
+    shape = {"n_vocab": 128, "context": 16, "d_model": 32, "n_layers": 2, "n_heads": 4} | (pieces or {})
+    model = Decoder(**shape)
+    data = RandomWindows(shard=Shard(TEXT), context=16, batch_size=8, seed=0)
+    objective = NextToken(model=model, data=data)
+    seen: list[Progress] = []
+    trainer = Trainer(
+        objective=objective,
+        optimizer=OPTIMIZERS["adamw"](groups(objective, 0.0), lr=3e-3),
+        schedule=lambda step, steps: 1.0,
+        settings=TrainSettings(steps=steps, accumulate=2),
+        watch=seen.append,
+        precision=precision,
+        **parts,
+    )
+    trainer.run()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    return seen
+
+
+PIECES = {
+    "llama": {},
+    "gpt2": {"position": "learned", "norm": "layer", "feed_forward": "gelu", "tied": True, "bias": True},
+    "gemma": {
+        "feed_forward": "geglu",
+        "placement": "sandwich",
+        "attention": {"name": "gqa", "n_kv_heads": 2, "qk_norm": True, "score_cap": 20.0, "sinks": True},
+        "logit_cap": 30.0,
+    },
+    "experts": {"feed_forward": {"name": "moe", "n_experts": 4, "n_active": 2}, "attention": "mla", "dropout": 0.05},
+    "t5": {"position": "t5", "feed_forward": "relu2", "n_future": 1},
+}
+
+
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES.keys())
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_the_loss_curve_is_close_to_that_in_fp32(name: str, pieces: dict) -> None:
+    exact = [progress.loss for progress in trained(FP32, 30, pieces=pieces)]
+    close = [progress.loss for progress in trained(Precision(name), 30, pieces=pieces)]
+    assert exact[-1] < 0.75 * exact[0]  # it learns
+    assert close != exact
+    assert close == pytest.approx(exact, rel=0.04)
+
+
+def test_half_the_bits_are_what_the_products_are_computed_in() -> None:
+    kinds = set()
+
+    class Spied(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default):
+                kinds.add(args[-1].dtype)
+            return func(*args, **(kwargs or {}))
+
+    with Spied():
+        trained(Precision("bf16"), 1)
+    assert kinds == {torch.bfloat16}
+
+
+def test_fp16_survives_a_scale_that_is_too_large_and_keeps_it_in_the_checkpoint(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    run = Run.create(tmp_path / "run", recipe={}, tokenizer_json="{}", vocabulary=[])
+    torch.manual_seed(0)
+    model = Decoder(n_vocab=128, context=16, d_model=32, n_layers=2, n_heads=4)
+
+    def trainer() -> Trainer:
+        data = RandomWindows(shard=Shard(TEXT), context=16, batch_size=8, seed=0)
+        objective = NextToken(model=model, data=data)
+        return Trainer(
+            objective=objective,
+            optimizer=OPTIMIZERS["adamw"](groups(objective, 0.0), lr=3e-3),
+            schedule=lambda step, steps: 1.0,
+            settings=TrainSettings(steps=3),
+            checkpoints=run.checkpoints,
+            precision=Precision("fp16"),
+        )
+
+    first = trainer()
+    first._step.scaler.scale = 2.0**40
+    first.run()
+    scale = first._step.scaler.scale
+    assert 1.0 < scale < 2.0**40
+    second = trainer()
+    assert second._step.scaler.scale != scale
+    second.resume()
+    assert (second._step.scaler.scale, second._step.scaler.streak) == (scale, first._step.scaler.streak)
+    run.close()
+
+
+def test_auto_measures_once_says_why_and_leaves_the_generators_alone() -> None:
+    module._measured.cache_clear()
+    before = torch.get_rng_state()
+    chosen = choose("auto", CPU, SHAPE)
+    assert torch.equal(before, torch.get_rng_state())
+    assert choose("auto", CPU, SHAPE) is chosen
+    assert " ms" in chosen.reason
+    assert Precision(**chosen.written()) == chosen
+    assert chosen.describe().startswith(f"precision {chosen.name}")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "exact", "expected"),
+    [
+        ({"fp32": 10, "onednn": 9, "bf16": 9.5}, True, FP32),
+        ({"fp32": 10, "onednn": 5, "bf16": 9.5}, True, Precision("fp32", onednn=True)),
+        ({"fp32": 10, "onednn": 5, "bf16": 9.5}, False, FP32),
+        ({"fp32": 10, "onednn": 5, "bf16": 4.5}, True, Precision("fp32", onednn=True)),
+        ({"fp32": 10, "onednn": 5, "bf16": 4}, True, Precision("bf16")),
+        ({"fp32": 1e-4, "onednn": 1e-5, "bf16": 1e-5}, True, FP32),
+    ],
+)
+def test_the_choice_follows_the_figures(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], exact: bool, expected: Precision
+) -> None:
+    def measured(device: torch.device, shape: Shape, one: Precision, *, limit: float = math.inf) -> float:
+        return seconds["onednn" if one.onednn else one.name]
+
+    monkeypatch.setattr(module, "_layer_seconds", measured)
+    monkeypatch.setattr(module, "_onednn_is_exact", lambda shape: exact)
+    module._measured.cache_clear()
+    chosen = choose("auto", CPU, SHAPE)
+    module._measured.cache_clear()
+    assert (chosen.name, chosen.onednn) == (expected.name, expected.onednn)
+
+
+def test_the_flag_is_put_back_also_after_an_error() -> None:
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    with pytest.raises(ZeroDivisionError), Precision("fp32", onednn=True).step():
+        assert matmul.fp32_precision == "bf16"
+        raise ZeroDivisionError
+    assert matmul.fp32_precision == before
+    with FP32.step():
+        assert matmul.fp32_precision == before
+
+
+def test_the_numeric_check_tells_bf16_arithmetic_from_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = torch.randn(64, 256), torch.randn(256, 64)
+    exact = a.double() @ b.double()
+    rounded = (a.bfloat16() @ b.bfloat16()).float()
+    assert module._error(rounded, exact) > 10 * module.EXACT * module._error(a @ b, exact)
+    with fp32_through_onednn():
+        through = module._error(a @ b, exact)
+    assert module._onednn_is_exact(SHAPE) == (through <= module.EXACT * module._error(a @ b, exact))
+
+
+def test_what_a_device_cannot_compute_is_refused() -> None:
+    with pytest.raises(SettingError, match=r"train\.precision = 'fp16'"):
+        choose("fp16", torch.device("meta"), SHAPE)
+    assert choose("bf16", CPU, SHAPE) == Precision("bf16", reason="asked for")
