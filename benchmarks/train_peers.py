@@ -38,14 +38,16 @@ class Shape:
     context: int
     batch_size: int
     n_vocab: int
+    bias: bool = False
 
     @property
     def pieces(self) -> dict[str, Any]:
         gpt2 = {
             "position": "learned",
-            "norm": {"name": "layer", "bias": False},
+            "norm": {"name": "layer", "bias": self.bias},
             "feed_forward": {"name": "gelu", "approximate": "none"},
             "tied": True,
+            "bias": self.bias,
         }
         return gpt2 if self.kind == "gpt2" else {"norm": {"name": "rms", "eps": 1e-5}}
 

@@ -32,6 +32,14 @@ def test_list(tessera: Any, two: tuple[Path, Path]) -> None:
     assert "2, 4, 6" in done.out
 
 
+def test_show_tells_what_went_wrong(tessera: Any, run: Path) -> None:
+    with Run.open(run) as opened:
+        opened.add_event(3, "loss spike", action="rewind", detail="the loss [9.0] jumped", cursor={"step": 3})
+    assert "step      3  loss spike, rewind: the loss [9.0] jumped" in tessera("runs", "show", run).out
+    (event,) = json.loads(tessera("runs", "show", run, "--json").out)["events"]
+    assert (event["step"], event["kind"], event["cursor"]) == (3, "loss spike", {"step": 3})
+
+
 def test_a_run_that_cannot_be_opened_is_listed_with_the_reason(tessera: Any, run: Path) -> None:
     broken = run.parent / "broken[1]"
     broken.mkdir()

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from tessera import job
 from tessera.data.prepare import Prepared
 from tessera.errors import DamagedError, InputError, TesseraError
 from tessera.store.run import Run
@@ -88,6 +89,14 @@ def test_any_bit_of_a_shard_or_of_the_held_out_text(copied: Callable[[str], Path
             assert name in str(caught.value)
 
     each()
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_run_does_not_go_on_with_data_that_have_changed(copied: Callable[[str], Path], name: str) -> None:
+    path = copied("files")
+    with Damaged(path / "data" / name, 0.7, 3), pytest.raises(DamagedError, match=name):
+        job.resume(path, ["train.steps=7"])
+    job.resume(path, ["train.steps=7"]).run.close()  # and is left free to be mended
 
 
 def test_any_bit_of_the_one_file_of_a_run(copied: Callable[[str], Path]) -> None:

@@ -1,9 +1,11 @@
 import math
+import sqlite3
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tessera.store import sqlite
 from tessera.store.records import Ancestor, Evaluation, Sample
 from tessera.store.run import Run
 
@@ -77,3 +79,20 @@ def test_lineage_goes_back_to_the_first(make_run):
         assert base.lineage() == []
     with Run.open(dpo.path) as again:
         assert [ancestor.id for ancestor in again.lineage()] == [sft.id, base.id]
+
+
+def test_a_run_of_before_there_were_events_can_be_read_and_goes_on(run, monkeypatch):
+    run.log_metrics(1, {"loss": 2.0})
+    run.close()
+    connection = sqlite3.connect(run.path / "run.db")
+    connection.executescript("DROP TABLE events; PRAGMA user_version = 1")
+    connection.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite.os, "access", lambda path, mode: False)  # a disk that cannot be written
+        with Run.open(run.path) as old:
+            assert old.events() == []
+            assert old.metrics("loss") == [(1, 2.0)]
+    with Run.open(run.path) as again:
+        again.add_event(2, "a", action="b", detail="c")
+        assert [event.step for event in again.events()] == [2]
+        assert again.metrics("loss") == [(1, 2.0)]

@@ -4,8 +4,9 @@ What is compiled stays in PyTorch's cache on disk (`TORCHINDUCTOR_CACHE_DIR`), s
 the training pass is compiled: validation and generation have other shapes, and would compile for each of them.
 """
 
+import importlib
+
 import torch
-from torch._dynamo.utils import calculate_time_spent
 
 from tessera.model.decoder import Decoder
 
@@ -15,11 +16,11 @@ GRAPHS_A_BLOCK = 8
 
 def compile_blocks(model: Decoder) -> None:
     """From now on the model trains by compiled blocks; each is compiled when it is first used."""
-    limit = GRAPHS_A_BLOCK * len(model.blocks)
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, limit)
+    config = importlib.import_module("torch._dynamo.config")  # heavy: not for those who compile nothing
+    config.recompile_limit = max(config.recompile_limit, GRAPHS_A_BLOCK * len(model.blocks))  # type: ignore[attr-defined]
     model.training_blocks = [torch.compile(block, dynamic=False) for block in model.blocks]
 
 
 def compile_seconds() -> float:
     """What this process has spent on compiling."""
-    return float(calculate_time_spent().get("total_wall_time", 0.0))
+    return float(importlib.import_module("torch._dynamo.utils").calculate_time_spent().get("total_wall_time", 0.0))
