@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tessera import job
+from tessera.corpus import reopen_data
 from tessera.errors import SettingError
 from tessera.recipe import load_recipe
 
@@ -31,7 +32,7 @@ def test_documents_that_are_kept_apart(tmp_path: Path) -> None:
     recipe = load_recipe(None, sources=[str(folder)], base=content)
     result = job.train(recipe, tmp_path / "run")
     model, end = result.model.eval(), result.tokenizer.end_id
-    ids = torch.from_numpy(job.reopen_data(recipe, result.run, result.tokenizer).validation.tokens.astype("int64"))
+    ids = torch.from_numpy(reopen_data(recipe, result.run, result.tokenizer).validation.tokens.astype("int64"))
     assert (ids == end).sum() > 3
     nats = 0.0
     for start in range(0, len(ids) - 1, 16):

@@ -27,16 +27,16 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Train a tokenizer on text and write both as shards: once, for many runs."""
-    from tessera import job
     from tessera.cli.train import split_inputs
     from tessera.cli.watch import ConsoleWatcher
+    from tessera.corpus import prepare_data
     from tessera.recipe import load_recipe
     from tessera.train.stopwatch import Stopwatch
 
     names, overrides = split_inputs(sources)
     settings = load_recipe(recipe, overrides, sources=names)
     watcher = ConsoleWatcher(console(quiet=as_json))
-    tokenizer, prepared = job.prepare_data(settings, out, watcher=watcher, clock=Stopwatch())
+    tokenizer, prepared = prepare_data(settings, out, watcher=watcher, clock=Stopwatch())
     _show_counts(prepared.counts, as_json=as_json)
     if not as_json:
         console().print(f"\n{tokenizer.n_vocab:,} tokens in the vocabulary. Next:\n  tessera train {out}")
