@@ -54,6 +54,15 @@ def test_likely_pairs_change_nothing(data: st.DataObject) -> None:
     assert recover_merges(ranks, likely) == recover_merges(ranks)
 
 
+def test_a_part_that_comes_about_otherwise_is_not_taken_apart() -> None:
+    """Of "aaaba" the likely merge is wrong, so nothing that holds it may be tried."""
+    tokens = [b"a", b"b", b"c", b"aa", b"ba", b"ab", b"ac", b"aaab", b"aaaba", b"aaabab", b"aaa", b"aaaabab"]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    likely = [(0, 0), (1, 0), (0, 1), (0, 2), (3, 5), (7, 0), (8, 1), (0, 3), (0, 9)]
+    assert recover_merges(ranks, likely) == recover_merges(ranks)
+    assert recover_merges(ranks)[1] == [11]
+
+
 @settings(max_examples=200, deadline=None)
 @given(vocabularies())
 def test_likely_pairs_change_nothing_whatever_the_ranks(ranks: dict[bytes, int]) -> None:

@@ -72,14 +72,18 @@ class _Trial:
         }
 
     def keep(self, rank: int, pair: Pair) -> None:
-        """What a token is joined from: those that hold it may be tried, if it comes after its parts and the bytes."""
-        if rank in self._likely and max(pair) < rank:
+        """What a token is joined from: those that hold it may be tried, if it comes after its parts and the bytes, and
+        its parts can be taken apart as well."""
+        if rank in self._likely and max(pair) < rank and self._are_known(pair):
             self._parts[rank] = pair
+
+    def _are_known(self, pair: Pair) -> bool:
+        return all(part in self._bytes or part in self._parts for part in pair)
 
     def pair_of(self, rank: int) -> Pair | None:
         """The pair that the token is joined from; None where that is not known."""
         pair = self._likely.get(rank)
-        if pair is None or not all(part in self._bytes or part in self._parts for part in pair):
+        if pair is None or not self._are_known(pair):
             return None
         left, right = pair
         while max(left, right) in self._parts:  # until both are bytes, whose ranks are below all others
