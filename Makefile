@@ -12,7 +12,7 @@ CONSTRAINTS_cpu  := -c constraints.txt
 CONSTRAINTS_cuda :=
 CONSTRAINTS      := $(CONSTRAINTS_$(TORCH))
 
-.PHONY: setup demo test test-all check bench clean
+.PHONY: setup demo test test-all check bench bench-gpu clean
 
 demo: $(VENV)/.runs
 	$(BIN)/tessera demo $(ARGS)
@@ -34,6 +34,10 @@ check: $(VENV)/.develops
 bench: $(VENV)/.develops
 	$(BIN)/python -m benchmarks.shakespeare_char $(ARGS)
 	$(BIN)/python -m benchmarks.tokenizers $(ARGS)
+
+# On a machine with a GPU: make bench-gpu TORCH=cuda ARGS="--nanogpt FOLDER"
+bench-gpu: $(VENV)/.develops
+	$(BIN)/python -m benchmarks.train_gpu $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

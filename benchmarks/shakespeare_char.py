@@ -1,23 +1,32 @@
-"""nanoGPT's CPU setting on tiny Shakespeare, by character: the loss over the full validation split, and the time.
+"""Tiny Shakespeare by character: the loss over the full validation split (the last tenth), and the time.
 
-4 layers, 4 heads, width 128, context 64, batch 12, 2,000 steps, no dropout. nanoGPT's own training, measured elsewhere
-over the same full split, reached 1.919. The text is TESSERA_DATA/text/tinyshakespeare.txt where it is there, else the
-downloaded corpus.
+Two things are measured. By default nanoGPT's CPU setting in Tessera (4 layers, 4 heads, width 128, context 64, batch
+12, 2,000 steps, no dropout), which shows that the chain reaches what a known-good implementation reaches. With
+`--fast`, what three minutes on two cores are good for: recipes/shakespeare-fast.toml over several seeds, and, with
+`--nanogpt FOLDER`, a checkout of nanoGPT, its own CPU recipe for the same time after each.
+
+The text is TESSERA_DATA/text/tinyshakespeare.txt where it is there, else the downloaded corpus.
 """
 
 import argparse
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import shakespeare_nanogpt
 from tessera import job
-from tessera.recipe import load_recipe
+from tessera.data.download import download
+from tessera.recipe import Recipe, load_recipe
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "shakespeare-char.toml"
+RECIPES = Path(__file__).parents[1] / "recipes"
+UPDATES = ("data", "forward and backward", "optimizer")
+"""The parts of the clock that `train.finish_minutes` counts."""
 
 
 def text() -> str:
@@ -27,40 +36,89 @@ def text() -> str:
     return str(path) if path.exists() else "tiny-shakespeare"
 
 
-def measure(*, steps: int | None = None) -> dict[str, Any]:
-    """Train as the recipe says (for `steps` if given): validation loss, seconds of training, tokens a second."""
-    overrides = [f"data.source=[{json.dumps(text())}]"] + ([] if steps is None else [f"train.steps={steps}"])
-    recipe = load_recipe(RECIPE, overrides)
+def recipe_of(name: str, *overrides: str) -> Recipe:
+    return load_recipe(RECIPES / f"{name}.toml", [f"data.source=[{json.dumps(text())}]", *overrides])
+
+
+def trained(recipe: Recipe) -> dict[str, Any]:
+    """Train as the recipe says: validation loss, seconds of training, tokens a second."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         result = job.train(recipe, Path(folder) / "run")
         seconds = time.perf_counter() - start
-        parts = ("data", "forward and backward", "optimizer")
-        training = sum(result.seconds[name] for name in parts)
-        tokens = recipe.train.steps * recipe.train.batch_size * recipe.train.accumulate * recipe.model.context
+        training = sum(result.seconds[name] for name in UPDATES)
+        tokens = result.step * recipe.train.batch_size * recipe.train.accumulate * recipe.model.context
         assert result.loss is not None
         result.run.close()
     return {
         "validation_loss": round(result.loss.mean, 4),
         "validation_tokens": result.loss.n_tokens,
-        "steps": recipe.train.steps,
+        "steps": result.step,
         "training_seconds": round(training, 1),
         "seconds": round(seconds, 1),
         "tokens_per_second": round(tokens / training),
     }
 
 
+def measure(*, steps: int | None = None) -> dict[str, Any]:
+    """nanoGPT's setting, for `steps` if given."""
+    return trained(recipe_of("shakespeare-char", *([] if steps is None else [f"train.steps={steps}"])))
+
+
+def measure_fast(minutes: float | None = None, *, seeds: Sequence[int], nanogpt: Path | None = None) -> dict[str, Any]:
+    """The fast recipe and nanoGPT's, in turns, a run of `minutes` for each seed; the medians, and how far apart they
+    are."""
+    figures: dict[str, Any] = {}
+    ours, theirs = [], []
+    for seed in seeds:
+        overrides = [] if minutes is None else [f"train.finish_minutes={minutes}"]
+        recipe = recipe_of("shakespeare-fast", f"seed={seed}", *overrides)
+        limit = recipe.train.finish_minutes
+        assert limit is not None
+        run = trained(recipe)
+        ours.append(run["validation_loss"])
+        names = {"validation_loss": "loss", "steps": "steps", "training_seconds": "seconds"}
+        figures |= {f"{name}_seed{seed}": run[key] for key, name in names.items()}
+        if nanogpt is not None:
+            peer = shakespeare_nanogpt.train(nanogpt, _content(), seconds=60 * limit, seed=seed)
+            theirs.append(peer.loss)
+            figures |= {f"nanogpt_loss_seed{seed}": round(peer.loss, 4), f"nanogpt_steps_seed{seed}": peer.steps}
+            figures[f"nanogpt_seconds_seed{seed}"] = round(peer.seconds, 1)
+    figures["loss_median"] = statistics.median(ours)
+    if theirs:
+        figures["nanogpt_loss"] = round(statistics.median(theirs), 4)
+        figures["below_nanogpt"] = round(figures["nanogpt_loss"] - figures["loss_median"], 4)
+    return figures
+
+
+def _content() -> str:
+    path = Path(text())
+    if not path.exists():
+        (path,) = download(str(path)).glob("*.txt")
+    return path.read_text(encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="200 steps")
+    parser.add_argument("--fast", action="store_true", help="three minutes: the fast recipe, three seeds")
+    parser.add_argument(
+        "--nanogpt", type=Path, metavar="FOLDER", help="with --fast: a checkout of nanoGPT to run beside"
+    )
+    parser.add_argument("--minutes", type=float, help="with --fast: another time than the recipe's")
+    parser.add_argument("--seeds", type=int, default=3, help="with --fast: how many")
+    parser.add_argument("--quick", action="store_true", help="200 steps; with --fast a tenth of a minute, one seed")
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object on the last line")
     arguments = parser.parse_args()
-    figures = measure(steps=200 if arguments.quick else None)
+    if arguments.fast:
+        minutes, n_seeds = (0.1, 1) if arguments.quick else (arguments.minutes, arguments.seeds)
+        figures = measure_fast(minutes, seeds=range(1, n_seeds + 1), nanogpt=arguments.nanogpt)
+    else:
+        figures = measure(steps=200 if arguments.quick else None)
     if arguments.json:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        sys.stdout.write(f"{name:<20} {value}\n")
+        sys.stdout.write(f"{name:<24} {value}\n")
 
 
 if __name__ == "__main__":

@@ -9,14 +9,25 @@ from tessera import errors
 from tessera.errors import (
     DamagedError,
     DivergedError,
+    FollowedError,
     FormatError,
     InputError,
+    LostError,
     SettingError,
     StorageError,
     TesseraError,
 )
 
-TREE = {SettingError: 2, InputError: 2, FormatError: 2, DamagedError: 2, StorageError: 2, DivergedError: 3}
+TREE = {
+    SettingError: 2,
+    InputError: 2,
+    FormatError: 2,
+    DamagedError: 2,
+    StorageError: 2,
+    DivergedError: 3,
+    LostError: 4,
+    FollowedError: 2,
+}
 
 
 def test_the_tree_at_the_top_of_the_file_is_the_tree() -> None:

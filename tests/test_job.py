@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from tessera import job
+from tessera.data.division import divide
 from tessera.data.documents import read_documents
-from tessera.data.prepare import Prepared, divide, prepare
+from tessera.data.prepare import prepare
+from tessera.data.prepared import Prepared
 from tessera.errors import DivergedError, InputError, SettingError, TesseraError
 from tessera.lm import LM
 from tessera.recipe import Recipe, load_recipe

@@ -15,9 +15,10 @@ from matplotlib.mathtext import MathTextParser
 from tools import piece_pictures
 
 from tessera.config import Spec, check, parse_value
-from tessera.data.documents import DataSettings
+from tessera.data.settings import DataSettings
 from tessera.model.attention import ATTENTIONS
 from tessera.model.block import PLACEMENTS
+from tessera.model.embedding import EMBEDDINGS
 from tessera.model.feedforward import FEED_FORWARDS
 from tessera.model.init import INITS
 from tessera.model.norm import NORMS
@@ -30,6 +31,7 @@ from tessera.recipe import Recipe
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/pieces"
 FAMILIES: Mapping[str, Mapping[str, Callable[..., Any]]] = {
+    "embedding": EMBEDDINGS,
     "position": POSITIONS,
     "rope-scaling": ROPE_SCALINGS,
     "norm": NORMS,
@@ -88,7 +90,7 @@ def settings_of(make: Callable[..., Any], built_with: tuple[str, ...] = ()) -> S
     """The keywords of a constructor that a recipe may say, with their defaults."""
     kinds = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return {
-        p.name: REQUIRED if p.default is p.empty else p.default
+        p.name: REQUIRED if p.default is p.empty else list(p.default) if isinstance(p.default, tuple) else p.default
         for p in inspect.signature(make).parameters.values()
         if p.kind in kinds and p.name not in GIVEN + built_with
     }

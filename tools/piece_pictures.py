@@ -20,12 +20,12 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from tools.pictures import attention, decoder, experts, layers, positions, rope, style
+from tools.pictures import attention, decoder, embeddings, experts, layers, positions, rope, style
 
 FOLDER = Path(__file__).parents[1] / "docs/pieces/pictures"
 PICTURES: dict[str, Callable[[], Figure]] = {
     name: draw
-    for module in (decoder, positions, rope, attention, layers, experts)
+    for module in (decoder, embeddings, positions, rope, attention, layers, experts)
     for name, draw in module.PICTURES.items()
 }
 NUMBER = re.compile(r"(?<![\w#.])-?\d+\.?\d*(?:e-?\d+)?\b")

@@ -237,9 +237,12 @@ def check(model: type[S], content: Mapping[str, Any]) -> S:
 def _group(model: type[BaseModel], location: list[str]) -> type[BaseModel]:
     """The settings class that the path `location` below `model` leads to."""
     for name in location:
+        if name.isdigit():  # a place in a list of groups
+            continue
         annotation = model.model_fields[name].annotation
-        if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
-            model = annotation
+        for kind in (annotation, *get_args(annotation)):
+            if inspect.isclass(kind) and issubclass(kind, BaseModel):
+                model = kind
     return model
 
 

@@ -4,12 +4,18 @@ A run keeps its shards, or is able to make them again; either way they are prove
 """
 
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from tessera.data.documents import read_documents
-from tessera.data.prepare import Prepared, divide, prepare
+from tessera.data.batches import Packed
+from tessera.data.division import Division, divide, mix
+from tessera.data.documents import Documents, read_documents
+from tessera.data.mixture import Mixture, shared_out
+from tessera.data.prepare import prepare
+from tessera.data.prepared import Prepared
 from tessera.errors import InputError, SettingError
-from tessera.recipe import Recipe, separate_at
+from tessera.recipe import Recipe, build_stream, separate_at
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 from tessera.train.room import check_shards
@@ -22,20 +28,76 @@ def prepare_data(
 ) -> tuple[Tokenizer, Prepared]:
     """The tokenizer, trained on the training part alone (unless given), and the shards in `folder`."""
     data = recipe.data
-    if len(data.source) == 1 and (Path(data.source[0]) / "meta.json").is_file():
+    if len(data.source) == 1 and _is_prepared(data.source[0]):
         return _open_prepared(Path(data.source[0]))
-    documents = read_documents(data.source, errors=data.errors, field=data.field)
     with watcher.phase("read the text"), clock("read the text"):
-        division = divide(documents, validation=data.validation, split=data.split, seed=recipe.seed)
-    for line in (division.describe(), *check_shards(folder, **division.room())):
+        division, said = _divided(recipe)
+    for line in (*said, *check_shards(folder, **division.room())):
         watcher.say(line)
     if tokenizer is None:
         with watcher.phase(f"train the tokenizer ({recipe.tokenizer.name})"), clock("tokenizer"):
-            tokenizer = train_tokenizer(recipe.tokenizer, division.train_texts())
+            tokenizer = _trained_tokenizer(recipe, division)
     with watcher.phase(f"write the shards ({tokenizer.n_vocab:,} tokens in the vocabulary)"), clock("shards"):
         prepared = prepare(division, tokenizer, folder)
     tokenizer.save(folder / "tokenizer.json")
     return tokenizer, prepared
+
+
+def _divided(recipe: Recipe) -> tuple[Division, list[str]]:
+    """The documents, and which are held out; what is to be said of them."""
+    data = recipe.data
+
+    def documents(sources: list[str]) -> Documents:
+        return read_documents(sources, errors=data.errors, field=data.field)
+
+    def divided(found: Documents) -> Division:
+        return divide(found, validation=data.validation, split=data.split, seed=recipe.seed)
+
+    if not data.mixture:
+        division = divided(documents(data.source))
+        return division, [division.describe()]
+    for number, source in enumerate(data.mixture):
+        for folder in filter(_is_prepared, source.source):
+            raise SettingError(f"data.mixture.{number}.source", folder, "text: this folder is prepared already")
+    found = [documents(source.source) for source in data.mixture]  # all of them, before much of one is read
+    divisions = []
+    for source, one in zip(data.mixture, found, strict=True):
+        try:
+            divisions.append(divided(one))
+        except InputError as error:
+            raise InputError(f"data.mixture, source {source.name!r}: {error}") from None
+    division = mix(list(zip(data.mixture, divisions, strict=True)))
+    said = [f"{source.name}: {one.describe()}" for source, one in zip(data.mixture, divisions, strict=True)]
+    return division, [*said, division.describe()]
+
+
+@dataclass
+class _Texts:
+    """Texts to learn from, one after another, and the name of the one that is being looked at."""
+
+    division: Division
+    now: str = ""
+
+    def __iter__(self) -> Iterator[str]:
+        for document, _, held in self.division:
+            if not held:
+                self.now = document.name
+                yield document.text
+                self.now = ""
+
+
+def _trained_tokenizer(recipe: Recipe, division: Division) -> Tokenizer:
+    texts = _Texts(division)
+    try:
+        return train_tokenizer(recipe.tokenizer, texts)
+    except InputError as error:
+        if not texts.now:  # it is not about one document, or was found between two
+            raise
+        raise InputError(f"{texts.now}: {error}") from None
+
+
+def _is_prepared(source: str) -> bool:
+    return (Path(source) / "meta.json").is_file()
 
 
 def _open_prepared(folder: Path) -> tuple[Tokenizer, Prepared]:
@@ -49,25 +111,77 @@ def reopen_data(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Prepared:
     folder = folder if folder.is_absolute() else run.path / folder
     if (folder / "meta.json").exists():
         prepared = Prepared.open(folder, fingerprint=tokenizer.fingerprint, verify=True)
-        if prepared.sha256 != run.info["data_sha256"]:
+        if not _is_same(prepared, run):
             raise InputError(
                 f"{folder} is not the data that {run.path} was trained on: it was prepared from another text"
             )
         return prepared
     _, prepared = prepare_data(recipe, folder, watcher=Watcher(), clock=Stopwatch(), tokenizer=tokenizer)
-    if prepared.sha256 != run.info["data_sha256"]:
+    if not _is_same(prepared, run):
         shutil.rmtree(folder)
-        raise InputError(
-            f"{', '.join(recipe.data.source)} has changed since the run was started: it cannot be resumed exactly"
-        )
+        sources = [*recipe.data.source, *(name for source in recipe.data.mixture for name in source.source)]
+        raise InputError(f"{', '.join(sources)} has changed since the run was started: it cannot be resumed exactly")
     return prepared
 
 
-def check_data(recipe: Recipe, prepared: Prepared, tokenizer: Tokenizer) -> None:
-    """What the recipe asks of the data must be in it, before anything is trained."""
+def _is_same(prepared: Prepared, run: Run) -> bool:
+    """The same tokens, mixed in the same way. Documents may have moved: their names do not count."""
+    if prepared.sha256 != run.info["data_sha256"]:
+        return False
+    noted = run.info.get("data_manifest")
+    return noted is None or _ways(noted["sources"]) == _ways(prepared.manifest()["sources"])
+
+
+def _ways(sources: list[dict[str, object]]) -> list[tuple[object, ...]]:
+    return [(source["name"], source.get("weight"), source.get("epochs")) for source in sources]
+
+
+def check_data(recipe: Recipe, prepared: Prepared, tokenizer: Tokenizer) -> list[str]:
+    """What the recipe asks of the data must be in it, before anything is trained; what is worth saying of it."""
     separate_at(recipe, tokenizer.end_id)
-    n_tokens = prepared.counts["train"].n_tokens
-    if n_tokens <= recipe.model.context:
+    context = recipe.model.context
+    sizes = {f" in the source {name!r}": counts["train"].n_tokens for name, counts in prepared.part_counts.items()}
+    for where, n_tokens in (sizes or {"": prepared.counts["train"].n_tokens}).items():
+        if n_tokens <= context:
+            raise SettingError(
+                "model.context", context, f"less than the data: it has {n_tokens:,} tokens to train on{where}"
+            )
+    stream = build_stream(recipe, prepared, end_id=tokenizer.end_id)
+    for name, counts in (prepared.part_counts or {"the text": prepared.counts}).items():
+        if counts["validation"].n_tokens < 2:
+            raise InputError(f"{name}: {counts['validation'].n_tokens} tokens are held out: a loss needs 2 or more")
+    if not isinstance(stream, Mixture):
+        return [_packed(stream)] if isinstance(stream, Packed) else []
+    lines = [_planned(recipe, stream)]
+    for name, source in stream.sources.items():
+        if isinstance(source.stream, Packed):
+            lines.append(f"{name}: {_packed(source.stream)}")
+    return lines
+
+
+def _packed(stream: Packed) -> str:
+    return (
+        f"{stream.n_documents:,} documents packed into {stream.n_rows:,} rows of {stream.context:,}: "
+        f"{stream.padding:.2%} of the places are empty"
+    )
+
+
+def _planned(recipe: Recipe, mixture: Mixture) -> str:
+    """How often the run will read each source; a `SettingError` where the mixture does not last for it."""
+    train, context = recipe.train, recipe.model.context
+    ramp = train.ramp("batch_ramp")
+    rows = train.accumulate * sum(ramp(step, train.batch_size) for step in range(train.steps))
+    if mixture.n_rows is not None and rows > mixture.n_rows:
         raise SettingError(
-            "model.context", recipe.model.context, f"less than the data: it has {n_tokens:,} tokens to train on"
+            "train.steps",
+            train.steps,
+            f"less, or more epochs of a source: data.mixture gives {mixture.n_rows * context:,} tokens in all its "
+            f"epochs, the run wants {rows * context:,}",
         )
+    sources = list(mixture.sources.values())
+    planned = shared_out([source.weight for source in sources], [source.limit for source in sources], rows)
+    told = [
+        f"{source.name} {n / source.stream.n_rows:.2f}" + (f" of {source.epochs}" if source.epochs else "")
+        for source, n in zip(sources, planned, strict=True)
+    ]
+    return f"epochs of the mixture's sources that will be read: {', '.join(told)}"

@@ -6,7 +6,9 @@ TesseraError                 shown as one line; the command exits with `exit_cod
 |   `-- FormatError          a file from outside is not what it claims to be            2
 |-- DamagedError             a file that Tessera wrote is truncated or altered           2
 |-- StorageError             the disk is full, read-only or out of reach                 2
-`-- DivergedError            the loss is not finite; nothing was updated                 3
+|-- DivergedError            the loss is not finite; nothing was updated                 3
+|-- LostError                another process of the same training is gone                4
+`-- FollowedError            another process of the same training failed, and said why   2
 
 Anything else that escapes is a bug, and keeps its traceback.
 """
@@ -72,3 +74,17 @@ class DivergedError(TesseraError):
     """The loss or a gradient is NaN or infinite. Raised before the update, so the weights are still good."""
 
     exit_code = 3
+
+
+class LostError(TesseraError):
+    """Another process of the same training was killed, hangs or is out of reach: what was saved can be gone on with."""
+
+    exit_code = 4
+
+
+class FollowedError(TesseraError):
+    """The first process of the same training failed, so this one ends as well, with the same exit code."""
+
+    def __init__(self, why: str, *, exit_code: int) -> None:
+        super().__init__(why)
+        self.exit_code = exit_code

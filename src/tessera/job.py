@@ -6,9 +6,7 @@ Each arrow is a function of a lower floor; this file only puts them in order, te
 sees to it that everything lands in the run. `resume` goes on where a run stopped.
 """
 
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,37 +14,38 @@ from typing import Any
 import torch
 
 from tessera.config import build, check, override
-from tessera.corpus import check_data, prepare_data, reopen_data
-from tessera.data.batches import Batch, validation_batches
-from tessera.data.prepare import Prepared
-from tessera.data.shards import Shard
+from tessera.corpus import reopen_data
+from tessera.data.prepared import Prepared
 from tessera.errors import InputError
-from tessera.evaluate.loss import HeldOutLoss, compressor_bits_per_byte, held_out_loss, holds_text
+from tessera.evaluate.loss import HeldOutLoss, compressor_bits_per_byte, holds_text, text_loss
 from tessera.evaluate.report import write_report
 from tessera.generate.engine import Engine
 from tessera.lm import LM
 from tessera.model.decoder import Decoder
 from tessera.objectives.objective import Objective
+from tessera.opening import by_the_first, check_together, closed_on_error, create, reopen
 from tessera.optim.schedule import SCHEDULES
-from tessera.plan import check_room, training_flops
-from tessera.provenance import run_info
+from tessera.plan import training_flops
 from tessera.recipe import (
     Recipe,
     build_model,
     build_objective,
     build_optimizer,
+    pick_compilation,
     pick_device,
     pick_precision,
     separate_at,
 )
 from tessera.store.run import Run
-from tessera.tokenizers import Tokenizer, tokenizer_from_json
+from tessera.tokenizers import Tokenizer
 from tessera.train.checkpoint import seed_generators
-from tessera.train.compile import compile_seconds
+from tessera.train.compile import cache_folder, compile_seconds
+from tessera.train.distributed import distribute
 from tessera.train.precision import FP32
 from tessera.train.profile import StepProfiler
 from tessera.train.stopwatch import Stopwatch
 from tessera.train.trainer import Outcome, Trainer
+from tessera.train.world import SOLO, World
 from tessera.watcher import Watcher
 
 EVAL_BATCH = 16
@@ -93,30 +92,20 @@ def train(
     watcher: Watcher | None = None,
     measure: Callable[[Result], None] | None = None,
     profile: bool = False,
+    world: World = SOLO,
 ) -> Result:
     """Train a new run as `recipe` says, in the folder `out` (or a new one below `runs/`).
 
     `measure` may add evaluations of its own to the run before the report is written. `profile`: tell where a step's
     time goes, and leave a trace in the run. If the text or a setting turns out to be unusable, nothing is left behind.
+    All processes of a `world` call it alike; the first makes the run.
     """
     watcher, clock = watcher or Watcher(), Stopwatch()
-    path = Path(out) if out is not None else free_path(Path("runs") / recipe.name)
-    _check_free(path)
+    check_together(recipe, world)
     set_threads(recipe)
-    check_room(recipe, path, say=watcher.say)
-    with _nothing_left_on_error(path):
-        tokenizer, prepared = prepare_data(recipe, path / "data", watcher=watcher, clock=clock)
-        check_data(recipe, prepared, tokenizer)
-        run = Run.create(
-            path,
-            recipe=recipe.written(),
-            tokenizer_json=tokenizer.to_json(),
-            vocabulary=tokenizer.vocabulary(),
-            store=recipe.store,
-            info=run_info(recipe, prepared) | {"precision": pick_precision(recipe).written()},
-        )
-    with _closed_on_error(run):
-        return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(measure=measure, profile=profile)
+    parts = by_the_first(recipe, world, lambda: create(recipe, out, watcher, clock))
+    with closed_on_error(parts[0]):
+        return _Job(recipe, *parts, watcher, clock, world).go(measure=measure, profile=profile)
 
 
 def resume(
@@ -126,6 +115,7 @@ def resume(
     step: int | None = None,
     watcher: Watcher | None = None,
     profile: bool = False,
+    world: World = SOLO,
 ) -> Result:
     """Go on with the run at `path` from its newest checkpoint that verifies (or from `step`), bit for bit.
 
@@ -135,16 +125,10 @@ def resume(
     watcher, clock = watcher or Watcher(), Stopwatch()
     recipe = resumed_recipe(path, overrides)
     set_threads(recipe)
-    run = Run.open(path, train=True, say=watcher.say)
-    with _closed_on_error(run):
-        tokenizer = tokenizer_from_json(run.tokenizer_json)
-        kept = len(run.checkpoints.steps())
-        check_room(recipe, run.path, say=watcher.say, n_vocab=tokenizer.n_vocab, kept=kept)
-        with clock("data"):
-            prepared = reopen_data(recipe, run, tokenizer)
-        if overrides:
-            run.update_recipe(recipe.written())
-        return _Job(recipe, run, tokenizer, prepared, watcher, clock).go(resume=True, step=step, profile=profile)
+    check_together(recipe, world)
+    parts = by_the_first(recipe, world, lambda: reopen(recipe, path, overrides, watcher, clock))
+    with closed_on_error(parts[0]):
+        return _Job(recipe, *parts, watcher, clock, world).go(resume=True, step=step, profile=profile)
 
 
 def resumed_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
@@ -162,28 +146,42 @@ class _Job:
     """A run being trained: builds the parts, trains, and finishes."""
 
     def __init__(
-        self, recipe: Recipe, run: Run, tokenizer: Tokenizer, prepared: Prepared, watcher: Watcher, clock: Stopwatch
+        self,
+        recipe: Recipe,
+        run: Run,
+        tokenizer: Tokenizer,
+        prepared: Prepared,
+        watcher: Watcher,
+        clock: Stopwatch,
+        world: World,
     ) -> None:
         self.recipe, self.run, self.tokenizer, self.prepared = recipe, run, tokenizer, prepared
-        self.watcher, self.clock = watcher, clock
+        self.watcher, self.clock, self.world = watcher, clock, world
         self.device = pick_device(recipe.train.device)
         seed_generators(recipe.seed)
         self.model = build_model(recipe, tokenizer.n_vocab).to(self.device)
-        self.objective: Objective = build_objective(recipe, self.model, prepared.train, end_id=tokenizer.end_id)
-        self.validation = prepared.validation
+        self.objective: Objective = build_objective(recipe, self.model, prepared, end_id=tokenizer.end_id)
         precision = pick_precision(recipe, run.info.get("precision", FP32.written()))
+        self.compilation = pick_compilation(recipe)
+        chosen = (precision.describe(), precision.prepare(self.model), self.compilation.describe())
+        self._chosen = [line for line in chosen if line]
+        self.parallel = distribute(recipe.train.parallel, self.objective, world, self.device)
+        optimizer = build_optimizer(recipe, self.objective)
+        self.parallel.adopt(optimizer)
         self.trainer = Trainer(
             objective=self.objective,
-            optimizer=build_optimizer(recipe, self.objective),
+            optimizer=optimizer,
             schedule=build(SCHEDULES, recipe.schedule, path="schedule"),
             settings=recipe.train,
             checkpoints=run.checkpoints,
-            log=run,
+            log=run if world.is_first else None,
+            drew=run.log_draw if world.is_first else _not_noted,
             validate=self._validate,
-            sample=self._samples,
+            sample=self._samples if world.is_first or self.parallel.is_sharded else None,
             say=watcher.say,
             device=self.device,
             precision=precision,
+            parallel=self.parallel,
         )
 
     def go(
@@ -196,33 +194,44 @@ class _Job:
     ) -> Result:
         """Train, then measure, sample and report; what was interrupted is only saved."""
         trainer = self.trainer
-        if profile:
+        if profile and self.world.is_first:
             folder, flops = self.run.path / "profile", training_flops(self.model)
             trainer.profiler = StepProfiler(folder, flops, self.device, trainer.precision)
         if resume:
             self._go_back(step)
         self.watcher.say(self._describe())
-        self.watcher.say(self.trainer.precision.describe())
+        for line in self._chosen:
+            self.watcher.say(line)
         with self.watcher.steps() as watch:
             self.trainer.watch = watch
             outcome = self.trainer.run()
-        if self.recipe.train.compile:
-            self.watcher.say(f"compiling took {compile_seconds():.1f} s")
+        if self.compilation.on:
+            self.watcher.say(f"compiling took {compile_seconds():.1f} s; what it made is kept in {cache_folder()}")
         for line in trainer.profiler.lines() if trainer.profiler is not None else []:
             self.watcher.say(line)
         self.clock.seconds |= self.trainer.clock.seconds
         result = Result(self.run, outcome, self.trainer.step, self.model, self.tokenizer, seconds=self.clock.seconds)
         result.stopped_by = self.trainer.stopped_by
-        if outcome != "interrupted":
+        if outcome != "interrupted" and self.world.is_first:
+            if self.parallel.is_sharded:
+                result.model = self.model = self._whole_model()
             self._finish(result, measure)
         return result
 
+    def _whole_model(self) -> Decoder:
+        """Of a model that is in parts, what was saved last: to finish with, which takes one process."""
+        model = build_model(self.recipe, self.tokenizer.n_vocab)
+        saved = self.run.checkpoints.read(self.trainer.step, prefix="model").tensors
+        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in saved.items()})
+        return model.to(self.device).eval()
+
     def _go_back(self, step: int | None) -> None:
         """Be where the checkpoint was; a run that was killed before its first one begins again, as it began before."""
-        if step is not None or self.run.checkpoints.steps():
+        if step is not None or self.world.share(bool(self.run.checkpoints.steps())):
             for line in self.trainer.resume(step):
                 self.watcher.say(f"skipped {line}")
-        self.run.truncate_after(self.trainer.step)
+        if self.world.is_first:
+            self.run.truncate_after(self.trainer.step)
         self.watcher.say(f"resumed at step {self.trainer.step:,} of {self.recipe.train.steps:,}")
 
     def _finish(self, result: Result, measure: Callable[[Result], None] | None) -> None:
@@ -237,8 +246,12 @@ class _Job:
             write_report(self.run, seconds=self.clock.seconds)
 
     def _validate(self) -> float:
-        batches = _held_out(self.recipe, self.model, self.validation, self.tokenizer)
-        return held_out_loss(self.model, batches, max_tokens=self.recipe.train.eval_tokens).mean
+        limit = self.recipe.train.eval_tokens
+        loss = _held_out_loss(self.recipe, self.model, self.prepared, self.tokenizer, max_tokens=limit)
+        by_source = {f"validation_loss/{name}": each.mean for name, each in loss.sources.items()}
+        if self.world.is_first:
+            self.run.log_metrics(self.trainer.step, by_source)
+        return loss.mean
 
     def _samples(self, step: int, *, stream: bool = False) -> None:
         engine = Engine(self.model, self.tokenizer)
@@ -249,32 +262,44 @@ class _Job:
         for prompt in self.recipe.sample.prompts:
             pieces = engine.stream(prompt, sampling, truncate=True)
             text = self.watcher.sample(prompt, pieces) if stream else "".join(pieces)
-            if (step, prompt) not in known:  # a run that was killed while it finished has written some already
+            if (
+                self.world.is_first and (step, prompt) not in known
+            ):  # a run that was killed while it finished has written some already
                 self.run.add_sample(step, prompt, text)
 
     def _describe(self) -> str:
         counts = self.prepared.counts["train"]
         train, context = self.recipe.train, self.recipe.model.context
         per_step = train.batch_size * train.accumulate * context
+        by = f"; {self.world.size} processes share it by {train.parallel}" if self.world.size > 1 else ""
         return (
             f"{self.model.n_params:,} parameters, {train.steps:,} steps of {per_step:,} tokens: "
-            f"{train.steps * per_step / max(counts.n_tokens, 1):.2f} epochs of {counts.n_tokens:,} tokens"
+            f"{train.steps * per_step / max(counts.n_tokens, 1):.2f} epochs of {counts.n_tokens:,} tokens{by}"
         )
 
 
-def _held_out(recipe: Recipe, model: Decoder, shard: Shard, tokenizer: Tokenizer) -> Iterator[Batch]:
-    """The held-out text in windows, its documents apart where they are so in training."""
-    return validation_batches(shard, model.context, EVAL_BATCH, separate_at=separate_at(recipe, tokenizer.end_id))
+def _not_noted(step: int, cursor: Any, rows: Any) -> None:
+    """What a process that writes nothing does with what a step read."""
+
+
+def _held_out_loss(
+    recipe: Recipe, model: Decoder, prepared: Prepared, tokenizer: Tokenizer, *, max_tokens: int | None = None
+) -> HeldOutLoss:
+    """Over the held-out text in windows, its documents apart where they are so in training."""
+    end_id = separate_at(recipe, tokenizer.end_id)
+    return text_loss(model, prepared, batch_size=EVAL_BATCH, separate_at=end_id, max_tokens=max_tokens)
 
 
 def evaluate_run(run: Run, recipe: Recipe, prepared: Prepared, step: int, result: Result) -> None:
     """The loss over all held-out text, into `result` and the run; in bits per byte and beside what compressors need,
     where the tokens hold all of the text."""
     model, tokenizer = result.model, result.tokenizer
-    loss = held_out_loss(model, _held_out(recipe, model, prepared.validation, tokenizer))
+    loss = _held_out_loss(recipe, model, prepared, tokenizer)
     text = prepared.validation_text()
     result.loss = loss
     run.add_evaluation(step, "validation_loss", loss.mean, {"tokens": loss.n_tokens})
+    for name, each in loss.sources.items():
+        run.add_evaluation(step, f"validation_loss/{name}", each.mean, {"tokens": each.n_tokens})
     if not holds_text(tokenizer, prepared, text):
         return
     result.bits_per_byte = loss.bits_per_byte(len(text))
@@ -291,12 +316,13 @@ def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
         lm = LM.load(path, step=step)
         recipe = check(Recipe, run.recipe)
         prepared = reopen_data(recipe, run, lm.tokenizer)
-        loss = held_out_loss(lm.model, _held_out(recipe, lm.model, prepared.validation, lm.tokenizer))
+        loss = _held_out_loss(recipe, lm.model, prepared, lm.tokenizer)
         text = prepared.validation_text()
         comparable = holds_text(lm.tokenizer, prepared, text)
         return {
             "run": str(run.path),
             "validation_loss": loss.mean,
+            "sources": {name: each.mean for name, each in loss.sources.items()},
             "perplexity": loss.perplexity,
             "bits_per_byte": loss.bits_per_byte(len(text)) if comparable else None,
             "compressors": compressor_bits_per_byte(text) if comparable and len(text) <= COMPRESSOR_LIMIT else {},
@@ -307,37 +333,3 @@ def set_threads(recipe: Recipe) -> None:
     """Use the number of CPU threads that the recipe asks for."""
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-
-
-def free_path(path: Path) -> Path:
-    """`path`-1, -2, ...: the first that does not exist."""
-    number = 1
-    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
-        number += 1
-    return candidate
-
-
-def _check_free(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} exists: choose another --out, or go on with it by --resume {path}")
-
-
-@contextmanager
-def _closed_on_error(run: Run) -> Iterator[None]:
-    """Let go of the run, so that it can be resumed, if the block fails."""
-    try:
-        yield
-    except BaseException:
-        run.close()
-        raise
-
-
-@contextmanager
-def _nothing_left_on_error(path: Path) -> Iterator[None]:
-    """If the block fails, the folder `path`, which was empty or not there, is so again."""
-    existed = path.exists()
-    try:
-        yield
-    except BaseException:
-        shutil.rmtree(path / "data" if existed else path, ignore_errors=True)
-        raise

@@ -6,6 +6,7 @@ section 2.1), with the attention's own part added, over a measured matrix produc
 experts a token costs those parameters only that it meets.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,9 +21,11 @@ from tessera.model.attention import GroupedQueryAttention
 from tessera.model.decoder import Decoder
 from tessera.model.linear import Linear
 from tessera.model.moe import MixtureOfExperts
+from tessera.optim.averaged import Averaged
 from tessera.recipe import Recipe, build_optimizer, pick_device
 from tessera.tokenizers import TOKENIZERS
 from tessera.tokenizers.bins import BinTokenizer
+from tessera.train.compile import Checkpointing
 from tessera.train.room import check_disk, check_memory
 
 TRAINING_EFFICIENCY = 0.4  # of the measured product peak, as small models reach it on CPUs; an estimate needs no more
@@ -42,18 +45,36 @@ class Plan:
     weights: int
     optimizer: int
     gradients: int
+    average: int
+    """The second set of weights that `train.ema` keeps."""
     activations: int
+    checkpoint: int
+    """On the disk: weights and optimizer, and the other set of weights where the run averages them."""
     seconds: float
     device: str
 
     @property
+    def fixed(self) -> int:
+        """The memory that is needed whatever the batch is."""
+        return self.weights + self.optimizer + self.gradients + self.average
+
+    @property
     def memory(self) -> int:
-        """Everything at once, at the worst moment of a step."""
-        return self.weights + self.optimizer + self.gradients + self.activations
+        """Everything at once, at the worst moment of a step.
+
+        An optimizer that averages the weights itself holds a third set while the averages are looked at; there are no
+        gradients then.
+        """
+        return self.fixed + self.activations
 
 
-def make_plan(recipe: Recipe, *, n_vocab: int | None = None) -> Plan:
-    """The plan of `recipe`; without `n_vocab`, what the tokenizer's settings promise."""
+def make_plan(
+    recipe: Recipe, *, n_vocab: int | None = None, speed: Callable[[torch.device], float] | None = None
+) -> Plan:
+    """The plan of `recipe`; without `n_vocab`, what the tokenizer's settings promise.
+
+    `speed` gives a device's FLOP/s; it is measured unless said.
+    """
     n_vocab = expected_vocabulary(recipe) if n_vocab is None else n_vocab
     with torch.device("meta"):
         model = Decoder.from_settings(recipe.model, n_vocab=n_vocab)
@@ -62,18 +83,24 @@ def make_plan(recipe: Recipe, *, n_vocab: int | None = None) -> Plan:
     width = 4
     device = pick_device(train.device)
     tokens = tokens_per_step * train.steps
+    optimizer = build_optimizer(recipe, model)  # type: ignore[arg-type]
+    weights, state = width * model.n_params, optimizer.memory()
+    is_averaged = train.ema is not None or isinstance(optimizer, Averaged)
+    flops_a_second = (product_flops if speed is None else speed)(device)
     return Plan(
         n_vocab=n_vocab,
         n_params=model.n_params,
         n_active_params=active_params(model) - active_params(model.future),
-        n_embedding_params=model.embedding.weight.numel(),
+        n_embedding_params=_count(model.embedding),
         tokens_per_step=tokens_per_step,
         tokens=tokens,
-        weights=width * model.n_params,
-        gradients=width * model.n_params,
-        optimizer=build_optimizer(recipe, model).memory(),  # type: ignore[arg-type]
-        activations=width * train.batch_size * shape.context * _activations_per_token(model),
-        seconds=tokens * training_flops(model) / (TRAINING_EFFICIENCY * product_flops(device)),
+        weights=weights,
+        gradients=weights,
+        optimizer=state,
+        average=0 if train.ema is None else weights,
+        activations=width * train.batch_size * shape.context * _activations_per_token(model, train.checkpointing),
+        checkpoint=weights + state + (weights if is_averaged else 0),
+        seconds=tokens * training_flops(model) / (TRAINING_EFFICIENCY * flops_a_second),
         device=str(device),
     )
 
@@ -85,21 +112,18 @@ def check_room(
 
     `kept` is how many checkpoints are there already.
     """
-    plan, train = make_plan(recipe, n_vocab=n_vocab), recipe.train
-    fixed = plan.weights + plan.gradients + plan.optimizer
+    plan, train = make_plan(recipe, n_vocab=n_vocab, speed=lambda device: math.inf), recipe.train  # time is not asked
     lines = check_memory(
         torch.device(plan.device),
-        fixed=fixed,
+        fixed=plan.fixed,
         certain=plan.weights + plan.gradients,
         per_row=plan.activations // train.batch_size,
         batch_size=train.batch_size,
         accumulate=train.accumulate,
     )
-    one = plan.weights + plan.optimizer
-    if recipe.store == "sqlite":
-        one *= 2  # a save is written to the log first, then copied
+    one = 2 * plan.checkpoint if recipe.store == "sqlite" else plan.checkpoint  # the log is written first, then copied
     beside = max(0, train.keep - kept)  # of `keep` and the best, one is being written
-    more = beside * (plan.weights + plan.optimizer)
+    more = beside * plan.checkpoint
     for line in lines + check_disk(path, one=one, certain=plan.weights, more=more):
         say(line)
 
@@ -138,7 +162,8 @@ def training_flops(model: Decoder) -> float:
 
     Tables that are looked up multiply nothing. Each further head is one more product with the output table.
     """
-    looked_up = _count(model.positions) + (0 if model.head is None else model.embedding.weight.numel())
+    head = model.head_weight.numel() if model.head is None else 0  # a tied table is looked up, and multiplied
+    looked_up = _count(model.positions) + _count(model.embedding) - head
     weights = active_params(model) - looked_up + len(model.future) * model.head_weight.numel()
     return 6 * weights + sum(_attention_flops(block.attention, model.context) for block in _blocks(model))
 
@@ -153,19 +178,34 @@ def _attention_flops(attention: Any, context: int) -> float:
     return 6 * keys * (attention.query.weight.shape[0] + attention.output.weight.shape[1])
 
 
-def _activations_per_token(model: Decoder) -> int:
+def _activations_per_token(model: Decoder, checkpointing: Checkpointing = None) -> int:
     """Numbers kept for the backward pass, per token: a round count of each block's inputs and outputs.
 
-    Residual and norms 6 x width, and what the products of attention and feed-forward read and write; logits only a
-    chunk at a time.
+    With `checkpointing` they are those that stay, and those of what is made again at a time. Logits only a chunk at a
+    time.
     """
     d_model = model.embedding.weight.shape[1]
-    blocks = _blocks(model)
-    inside = sum(
-        6 * d_model + d_model + _between(block.attention) + _feed_forward_numbers(block.feed_forward)
-        for block in blocks
-    )
-    return inside + 2 * d_model * (1 + len(model.future))
+    blocks = [_block_numbers(block, d_model) for block in model.blocks]
+    further = sum(_block_numbers(block, d_model) for block in model.future) + 2 * d_model * (1 + len(model.future))
+    if checkpointing is None:
+        return sum(blocks) + further
+    if checkpointing == "selective":
+        return sum(_dear_numbers(block, d_model) for block in model.blocks) + max(blocks) + further
+    segments = [sum(blocks[start : start + checkpointing]) for start in range(0, len(blocks), checkpointing)]
+    return len(segments) * d_model + max(segments) + further
+
+
+def _block_numbers(block: Any, d_model: int) -> int:
+    """Residual and norms 7 x width, and what the products of attention and feed-forward read and write."""
+    return 7 * d_model + _between(block.attention) + _feed_forward_numbers(block.feed_forward)
+
+
+def _dear_numbers(block: Any, d_model: int) -> int:
+    """What a block keeps that makes only the cheap again: what its products write, and its own input."""
+    written = sum(part.weight.shape[0] for part in block.modules() if isinstance(part, Linear))
+    mixed = block.attention.output.weight.shape[1]
+    moe = _feed_forward_numbers(block.feed_forward) if isinstance(block.feed_forward, MixtureOfExperts) else 0
+    return d_model + written + mixed + moe
 
 
 def _feed_forward_numbers(feed_forward: nn.Module) -> int:

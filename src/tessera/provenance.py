@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tessera import __version__
-from tessera.data.prepare import Prepared
+from tessera.data.prepared import Prepared
 from tessera.recipe import Recipe
 
 
@@ -27,6 +27,7 @@ def run_info(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "git_commit": git_commit(),
         "data": "data" if own else str(prepared.folder.resolve()),
         "data_sha256": prepared.sha256,
+        "data_manifest": prepared.manifest(),
     }
 
 

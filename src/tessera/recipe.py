@@ -14,8 +14,11 @@ from pydantic import BaseModel, Field, ValidationInfo, field_validator
 
 from tessera.config import Settings, Spec, assign, build, check, check_spec, flat, override, read_file
 from tessera.data.batches import BATCHES
-from tessera.data.documents import DataSettings
+from tessera.data.mixture import Mixture, Source, source_seed
+from tessera.data.prepared import Prepared
+from tessera.data.settings import DataSettings
 from tessera.data.shards import Shard
+from tessera.data.stream import Stream
 from tessera.errors import SettingError
 from tessera.generate.sampling import Sampling
 from tessera.model.decoder import Decoder
@@ -26,9 +29,9 @@ from tessera.objectives.objective import Objective
 from tessera.optim import OPTIMIZERS, Optimizer, groups
 from tessera.optim.schedule import SCHEDULES
 from tessera.tokenizers import check_tokenizer
-from tessera.train.compile import compile_blocks
+from tessera.train.compile import Compilation, choose_compilation, lay_out
 from tessera.train.loader import Prefetched
-from tessera.train.precision import Precision, Shape, choose
+from tessera.train.precision import Precision, Shape, choose, go_on
 from tessera.train.settings import TrainSettings
 
 
@@ -176,10 +179,16 @@ def pick_device(name: str) -> torch.device:
 def pick_precision(recipe: Recipe, kept: Mapping[str, Any] | None = None) -> Precision:
     """What `train.precision` means here; `kept` is the choice that "auto" made when a run was started."""
     shape, train = recipe.model, recipe.train
-    if train.precision == "auto" and kept is not None:
-        return Precision(**kept)
+    device = pick_device(train.device)
     measured = Shape(shape.d_model, shape.n_heads, shape.context, train.batch_size)
-    return choose(train.precision, pick_device(train.device), measured)
+    if train.precision == "auto" and kept is not None:
+        return go_on(Precision(**kept), device, measured)
+    return choose(train.precision, device, measured)
+
+
+def pick_compilation(recipe: Recipe) -> Compilation:
+    """What `train.compile` means here."""
+    return choose_compilation(recipe.train.compile, pick_device(recipe.train.device))
 
 
 def build_model(recipe: Recipe, n_vocab: int) -> Decoder:
@@ -190,28 +199,45 @@ def build_model(recipe: Recipe, n_vocab: int) -> Decoder:
 
 def separate_at(recipe: Recipe, end_id: int | None) -> int | None:
     """The id at which documents are kept apart, if the recipe says so; `end_id` is that of the tokenizer."""
-    if not recipe.data.separate:
+    if not recipe.data.keeps_apart:
         return None
     if end_id is None:
-        raise SettingError("data.separate", True, "false: the tokenizer has no <|endoftext|> between two documents")
+        no_end = "the tokenizer has no <|endoftext|> between two documents"
+        if recipe.data.batches.name == "packed":
+            raise SettingError("data.batches", "packed", f"random or epoch: {no_end}")
+        raise SettingError("data.separate", True, f"false: {no_end}")
     return end_id
 
 
-def build_objective(recipe: Recipe, model: Decoder, shard: Shard, *, end_id: int | None = None) -> Objective:
-    """What is learned, with its batches of `shard`, whose documents end with `end_id`."""
-    data = build(
-        BATCHES,
-        recipe.data.batches,
-        path="data.batches",
-        shard=shard,
-        context=recipe.model.context,
-        batch_size=recipe.train.batch_size,
-        seed=recipe.seed,
-        separate_at=separate_at(recipe, end_id),
-    )
-    model.recompute_every = recipe.train.checkpointing
-    if recipe.train.compile:
-        compile_blocks(model)
+def build_stream(recipe: Recipe, prepared: Prepared, *, end_id: int | None = None) -> Stream | Mixture:
+    """The batches of the text to learn from, whose documents end with `end_id`."""
+
+    def stream(shard: Shard, seed: int) -> Any:
+        return build(
+            BATCHES,
+            recipe.data.batches,
+            path="data.batches",
+            shard=shard,
+            context=recipe.model.context,
+            batch_size=recipe.train.batch_size,
+            seed=seed,
+            separate_at=separate_at(recipe, end_id),
+        )
+
+    if not prepared.parts:
+        return stream(prepared.train, recipe.seed)
+    shards = prepared.part_shards("train")
+    sources = [
+        Source(part.name, stream(shards[part.name], source_seed(recipe.seed, number)), part.weight, part.epochs)
+        for number, part in enumerate(prepared.parts)
+    ]
+    return Mixture(sources=sources, batch_size=recipe.train.batch_size)
+
+
+def build_objective(recipe: Recipe, model: Decoder, prepared: Prepared, *, end_id: int | None = None) -> Objective:
+    """What is learned, with its batches of the text, whose documents end with `end_id`."""
+    data: Any = build_stream(recipe, prepared, end_id=end_id)
+    lay_out(model, compilation=pick_compilation(recipe), checkpointing=recipe.train.checkpointing)
     if recipe.train.prefetch:
         pin = pick_device(recipe.train.device).type == "cuda"
         data = Prefetched(data, depth=recipe.train.prefetch, pin=pin)

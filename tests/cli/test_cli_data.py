@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tessera.data.catalog import CORPORA
-from tessera.data.prepare import Prepared
+from tessera.data.prepared import Prepared
 from tessera.tokenizers import load_tokenizer
 
 RECIPES = Path(__file__).parents[2] / "recipes"

@@ -55,7 +55,7 @@ def test_an_epoch_has_every_token_as_a_target(context, batch_size, extra, stride
         seen = targets(batches)
         assert set(seen) == set(range(1, n))
         starts = [int(row[0]) for batch in batches for row in batch.inputs_BT]
-        assert sorted(starts) == [i * stream.stride for i in range(stream.n_windows)]
+        assert sorted(starts) == [i * stream.stride for i in range(stream.n_rows)]
         if stream.stride == context:
             assert set(seen.values()) == {1}
     assert (stream.epoch, stream.position) == (3, 0)
@@ -65,7 +65,8 @@ def test_an_epoch_has_every_token_as_a_target(context, batch_size, extra, stride
 @given(**sizes, seed=st.integers(0, 99), before=st.integers(0, 40), name=st.sampled_from(sorted(BATCHES)))
 def test_a_restored_stream_goes_on_exactly(context, batch_size, extra, seed, before, name):
     def new():
-        return build(BATCHES, name, shard=shard_of(context + extra), context=context, batch_size=batch_size, seed=seed)
+        shard = shard_of(context + extra)
+        return build(BATCHES, name, shard=shard, context=context, batch_size=batch_size, seed=seed, separate_at=3)
 
     stream, other = new(), new()
     for _ in range(before):
@@ -98,7 +99,7 @@ def test_random_windows_reach_every_place_evenly():
 @pytest.mark.parametrize("name", sorted(BATCHES))
 def test_seeds_and_epochs_give_other_orders(name):
     def first(seed, skip=0):
-        stream = build(BATCHES, name, shard=shard_of(1000), context=4, batch_size=250, seed=seed)
+        stream = build(BATCHES, name, shard=shard_of(1000), context=4, batch_size=250, seed=seed, separate_at=0)
         return next(islice(stream, skip, None)).inputs_BT[:, 0].tolist()
 
     assert first(1) == first(1)
@@ -108,9 +109,9 @@ def test_seeds_and_epochs_give_other_orders(name):
 
 @pytest.mark.parametrize("name", sorted(BATCHES))
 def test_data_shorter_than_a_window_is_refused(name):
-    build(BATCHES, name, shard=shard_of(9), context=8, batch_size=1, seed=0)
+    build(BATCHES, name, shard=shard_of(9), context=8, batch_size=1, seed=0, separate_at=8)
     with pytest.raises(InputError, match="context longer than the data: context 8 needs 9 tokens, the data has 8"):
-        build(BATCHES, name, shard=shard_of(8), context=8, batch_size=1, seed=0)
+        build(BATCHES, name, shard=shard_of(8), context=8, batch_size=1, seed=0, separate_at=7)
 
 
 @pytest.mark.parametrize(

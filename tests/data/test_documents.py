@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from tessera.config import Spec, check
 from tessera.data.catalog import CORPORA, Corpus
-from tessera.data.documents import READERS, SEPARATOR, DataSettings, read_documents, split_text
+from tessera.data.documents import READERS, SEPARATOR, read_documents, split_text
+from tessera.data.settings import DataSettings
 from tessera.errors import InputError, SettingError
 
 

@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tessera.data.prepare as room
+from tessera.data.division import divide
 from tessera.data.documents import Document, read_documents
-from tessera.data.prepare import Prepared, divide, prepare, stats
+from tessera.data.prepare import prepare, stats
+from tessera.data.prepared import Prepared
 from tessera.data.shards import Shard
 from tessera.errors import DamagedError, InputError, SettingError, StorageError
 from tessera.tokenizers import TOKENIZERS

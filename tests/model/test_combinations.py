@@ -78,6 +78,10 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("dense-first", {"feed_forward": ["swiglu", spec("moe")]}),
         ("gelu-bias", {"feed_forward": "gelu", "bias": True}),
     ],
+    "embedding": [
+        ("table", {"embedding": "table"}),
+        ("ngram", {"embedding": spec("ngram", orders=[2, 4], rows=150)}),
+    ],
     "head": [
         ("tied", {"tied": True, "embedding_scale": 4.0}),
         ("padded", {"vocab_multiple": 8}),

@@ -18,13 +18,17 @@ SHAPES: dict[str, dict[str, Any]] = {
     "values of the first layer": {"attention": {"name": "gqa", "value_residual": True}},
     "a learned bias that layers share": {"position": "t5"},
     "further heads": {"n_future": 2},
+    "gpt2": {"position": "learned", "norm": "layer", "feed_forward": "gelu", "tied": True, "bias": True},
+    "latent attention": {"attention": "mla", "feed_forward": "geglu", "placement": "sandwich"},
+    "a cap and sinks": {"attention": {"name": "gqa", "score_cap": 5.0, "sinks": True}, "placement": "parallel"},
+    "windows": {"attention": {"name": "gqa", "window": 4, "qk_norm": True}},
 }
 
 
-def learned(every: int | None, shape: dict[str, Any]) -> tuple[Decoder, Flow, torch.Tensor]:
+def learned(every: int | None, shape: dict[str, Any], *, products: bool = True) -> tuple[Decoder, Flow, torch.Tensor]:
     torch.manual_seed(0)
     model = Decoder(**(SHAPE | shape)).train()
-    model.recompute_every = every
+    model.recompute_every, model.recompute_products = every, products
     ids_BT = torch.randint(31, (3, 16), generator=torch.Generator().manual_seed(1))
     documents_BT = (ids_BT == 3).cumsum(dim=1)
     torch.manual_seed(2)
@@ -75,3 +79,17 @@ def test_nothing_is_made_again_without_gradients() -> None:
         assert torch.equal(model(ids_BT), expected)
         cache = model.new_cache(1)
         torch.testing.assert_close(model(ids_BT, cache), expected)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_gradients_are_the_same_bit_for_bit_where_products_are_kept(every: int, shape: dict[str, Any]) -> None:
+    plain, plain_flow, expected = learned(every, shape)
+    model, flow, loss = learned(every, shape, products=False)
+    assert loss.item() == expected.item()
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert (ours.grad is None) == (theirs.grad is None), name
+        assert ours.grad is None or torch.equal(ours.grad, theirs.grad), name
+    for (name, ours), theirs in zip(model.named_buffers(), plain.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+    assert flow.figures.keys() == plain_flow.figures.keys()

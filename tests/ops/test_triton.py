@@ -31,9 +31,9 @@ def test_the_kernels_compile_for_a_gpu_that_is_not_here(tmp_path: Path, monkeypa
     types |= dict.fromkeys(("eps", "smoothing", "z", "cap"), "fp32")
     turn = {"WAY": -1, "INTERLEAVED": True, "BLOCK": 32, "REST": 16}
     step = {"CAPPED": True, "MAKE_GRADIENT": True, "BLOCK": 1024}
-    kernels = [(gated._forward, {"BLOCK": 1024}), (gated._backward, {"BLOCK": 1024})]
-    kernels += [(norm._forward, {"BLOCK": 1024}), (norm._backward, {"BLOCK": 1024})]
-    for kernel, constants in [*kernels, (rotate._kernel, turn), (loss._kernel, step)]:
+    kernels = [(gated._swiglu_forward, {"BLOCK": 1024}), (gated._swiglu_backward, {"BLOCK": 1024})]
+    kernels += [(norm._rms_norm_forward, {"BLOCK": 1024}), (norm._rms_norm_backward, {"BLOCK": 1024})]
+    for kernel, constants in [*kernels, (rotate._rotate_kernel, turn), (loss._loss_kernel, step)]:
         signature = {name: types.get(name, "i32") for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
         places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
         source = ASTSource(fn=kernel, signature=signature, constexprs=places)

@@ -2,13 +2,16 @@
 
 A training of several epochs, with dropout, documents apart and three micro-batches a step, is cut at random places:
 asked to stop by a signal in the middle of a micro-batch, or broken off there without a word. Each part has a trainer,
-a model and generators of its own, as another process would have.
+a model and generators of its own, as another process would have. So is one on packed documents, one on a mixture, one
+whose batch and context grow and whose weights are averaged, and one with each optimizer.
 """
 
 import random
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +20,72 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessera.config import build
-from tessera.data.batches import Batch, EpochWindows
+from tessera.config import Spec, build
+from tessera.data.batches import Batch, EpochWindows, Packed, RandomWindows
+from tessera.data.mixture import Mixture, Source, source_seed
 from tessera.data.shards import Shard
 from tessera.model.decoder import Decoder
 from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.optim.schedule import Cosine
-from tessera.store.run import CHECKPOINT_STORES, Run
+from tessera.store.run import Run
 from tessera.train.loader import Prefetched
 from tessera.train.trainer import Trainer, TrainSettings
 
 N_VOCAB, END, CONTEXT, BATCH, ACCUMULATE = 17, 0, 8, 3, 3
-SHARD = Shard(np.random.default_rng(5).integers(0, N_VOCAB, 57 * CONTEXT - 2).astype(np.uint16))
+SHARD, OTHER = (
+    Shard(np.random.default_rng(seed).integers(0, N_VOCAB, windows * CONTEXT - 2).astype(np.uint16))
+    for seed, windows in ((5, 57), (6, 31))
+)
 STEPS, INTERVAL = 45, 4
 CUTS = 24
 BATCHES_AN_EPOCH = 19  # 57 windows: no whole number of steps, so that an epoch ends in the middle of one
 EPOCH_ENDS = [-(-epoch * BATCHES_AN_EPOCH // ACCUMULATE) for epoch in (1, 2, 3)]
+
+
+def epochs(shard: Shard, seed: int, batch_size: int = BATCH) -> EpochWindows:
+    return EpochWindows(shard=shard, context=CONTEXT, batch_size=batch_size, seed=seed, separate_at=END)
+
+
+def mixture() -> Mixture:
+    """Of two sources, whose epochs end at different rows."""
+    first, second = (epochs(shard, source_seed(2, number), 1) for number, shard in enumerate((SHARD, OTHER)))
+    return Mixture(sources=[Source("a", first, weight=0.7), Source("b", second, weight=0.3)], batch_size=BATCH)
+
+
+GROWING = {
+    "batch_ramp": Spec("linear", {"start": 1, "steps": 20}),
+    "context_ramp": Spec("doubling", {"start": 2, "steps": 20}),
+    "ema": 0.9,
+}
+
+
+def plain() -> EpochWindows:
+    return epochs(SHARD, seed=2)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is trained on, how, and with what."""
+
+    stream: Callable[[], Any] = plain
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: str = "adamw"
+    d_ff: int = 32
+
+
+KINDS = {
+    "packed": Kind(partial(Packed, shard=SHARD, context=CONTEXT, batch_size=BATCH, seed=2, separate_at=END)),
+    "random": Kind(partial(RandomWindows, shard=SHARD, context=CONTEXT, batch_size=BATCH, seed=2)),
+    "mixture": Kind(mixture),
+    "growing, with an average": Kind(settings=GROWING),
+    "a growing mixture, schedule-free": Kind(
+        mixture, {name: GROWING[name] for name in ("batch_ramp", "context_ramp")}, "adamw-schedule-free"
+    ),
+    "adamw-8bit": Kind(optimizer="adamw-8bit", d_ff=512),  # smaller matrices stay in float32
+    **{name: Kind(optimizer=name) for name in OPTIMIZERS if name not in ("adamw", "adamw-8bit")},
+}
+QUICK = ("packed", "mixture", "growing, with an average", "a growing mixture, schedule-free", "adamw-8bit")
 
 
 class BrokenOffError(Exception):
@@ -57,18 +109,21 @@ class Watched(NextToken):
 class Part:
     """One process's share of the training."""
 
-    def __init__(self, run: Run | None, *, prefetch: bool, seen: list[bytes]) -> None:
+    def __init__(self, run: Run | None, kind: Kind, *, prefetch: bool, seen: list[bytes]) -> None:
         torch.manual_seed(0)
-        self.model = Decoder(n_vocab=N_VOCAB, context=CONTEXT, d_model=8, n_layers=1, n_heads=2, dropout=0.2)
-        windows = EpochWindows(shard=SHARD, context=CONTEXT, batch_size=BATCH, seed=2, separate_at=END)
-        self.objective = Watched(model=self.model, data=Prefetched(windows) if prefetch else windows)
+        self.model = Decoder(
+            n_vocab=N_VOCAB, context=CONTEXT, d_model=8, n_layers=1, n_heads=2, d_ff=kind.d_ff, dropout=0.2
+        )
+        stream = kind.stream()
+        self.objective = Watched(model=self.model, data=Prefetched(stream) if prefetch else stream)
         self.objective.seen = seen
-        optimizer = build(OPTIMIZERS, "adamw", params=groups(self.objective, 0.1), lr=0.01)
+        optimizer = build(OPTIMIZERS, kind.optimizer, params=groups(self.objective, 0.1), lr=0.01)
+        settings = {"steps": STEPS, "accumulate": ACCUMULATE, "save_every": INTERVAL, "eval_every": 0, "keep": 2}
         self.trainer = Trainer(
             objective=self.objective,
             optimizer=optimizer,
             schedule=Cosine(warmup=3),
-            settings=TrainSettings(steps=STEPS, accumulate=ACCUMULATE, save_every=INTERVAL, eval_every=0, keep=2),
+            settings=TrainSettings(**settings | {"batch_size": BATCH} | dict(kind.settings)),
             checkpoints=run.checkpoints if run else None,
         )
 
@@ -93,16 +148,16 @@ def run(tmp_path: Path, store: str) -> Iterator[Run]:
         yield run
 
 
-@pytest.fixture(scope="module")
-def whole() -> Part:
-    part = Part(None, prefetch=False, seen=[])
+@cache
+def whole(kind: str) -> tuple[dict[str, Tensor], list[bytes]]:
+    """The training that nothing cuts: how it ends, and what it has seen."""
+    part = Part(None, KINDS.get(kind, Kind()), prefetch=False, seen=[])
     assert part.trainer.run() == "finished"
-    part.expected = part.state()  # type: ignore[attr-defined]  # the generators go on
-    return part
+    return part.state(), part.objective.seen
 
 
-def go_on(run: Run, seen: list[bytes], *, prefetch: bool, seed: int) -> Part:
-    part = Part(run, prefetch=prefetch, seen=seen)
+def go_on(run: Run, kind: str, seen: list[bytes], *, prefetch: bool, seed: int) -> Part:
+    part = Part(run, KINDS.get(kind, Kind()), prefetch=prefetch, seen=seen)
     if run.checkpoints.steps():
         torch.manual_seed(seed)
         assert part.trainer.resume() == []
@@ -110,19 +165,16 @@ def go_on(run: Run, seen: list[bytes], *, prefetch: bool, seed: int) -> Part:
     return part
 
 
-@pytest.mark.parametrize("prefetch", [False, True], ids=["", "prefetched"])
-@pytest.mark.parametrize("store", list(CHECKPOINT_STORES))
-def test_cut_anywhere_it_ends_bit_for_bit_and_each_sample_is_seen_once_an_epoch(
-    run: Run, whole: Part, prefetch: bool
-) -> None:
+def break_off() -> None:
+    raise BrokenOffError
+
+
+def check_cuts(run: Run, kind: str, *, prefetch: bool) -> list[bytes]:
+    """Train with all the cuts, and compare the end with that of the whole; gives what was seen."""
     seen: list[bytes] = []
     done = Counter[str]()
-
-    def break_off() -> None:
-        raise BrokenOffError
-
     for number, (step, micro_batch, how) in enumerate(places()):
-        part = go_on(run, seen, prefetch=prefetch, seed=number)
+        part = go_on(run, kind, seen, prefetch=prefetch, seed=number)
         part.objective.at = ACCUMULATE * (step - 1) + micro_batch
         part.objective.disturb = break_off if how == "broken off" else lambda: signal.raise_signal(signal.SIGTERM)
         if how == "asked":
@@ -135,12 +187,25 @@ def test_cut_anywhere_it_ends_bit_for_bit_and_each_sample_is_seen_once_an_epoch(
             assert run.checkpoints.steps()[-1:] == ([newest] if (newest := newest_saved(before, step - 1)) else [])
         done[how] += 1
     assert min(done.values()) >= 6
-    part = go_on(run, seen, prefetch=prefetch, seed=99)
+    part = go_on(run, kind, seen, prefetch=prefetch, seed=99)
     assert part.trainer.run() == "finished"
-    state = part.state()
-    assert [name for name, value in whole.expected.items() if not torch.equal(value, state[name])] == []  # type: ignore[attr-defined]
-    assert seen == whole.objective.seen
-    check_once_an_epoch(seen)
+    state, (expected, expected_seen) = part.state(), whole(kind)
+    assert [name for name, value in expected.items() if not torch.equal(value, state[name])] == []
+    assert seen == expected_seen
+    return seen
+
+
+@pytest.mark.parametrize(("store", "prefetch"), [("files", False), ("sqlite", True)])
+def test_cut_anywhere_it_ends_bit_for_bit_and_each_sample_is_seen_once_an_epoch(run: Run, prefetch: bool) -> None:
+    check_once_an_epoch(check_cuts(run, "plain", prefetch=prefetch))
+
+
+@pytest.mark.parametrize("store", ["files"])
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
+def test_cut_anywhere_it_ends_bit_for_bit_whatever_it_trains(run: Run, kind: str) -> None:
+    check_cuts(run, kind, prefetch=True)
 
 
 def newest_saved(resumed_at: int, made: int) -> int:

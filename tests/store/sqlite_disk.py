@@ -148,11 +148,16 @@ class FaultyDisk:
 INSTALLED: list[FaultyDisk] = []
 
 
+def library() -> Path:
+    """SQLite's own, as this process has loaded it; skips the test where it is a part of Python."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    found = sorted({line.split()[-1] for line in lines if "libsqlite3" in line})
+    if not found:
+        pytest.skip("this Python has SQLite built in: its writes cannot be reached")
+    return Path(found[0])
+
+
 def install() -> None:
-    """From here on every database that this process opens goes through the fail points."""
+    """From here on every database that this process opens goes through the fail points; there is no way back."""
     if not INSTALLED:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-        found = sorted({line.split()[-1] for line in lines if "libsqlite3" in line})
-        if not found:
-            pytest.skip("this Python has SQLite built in: its writes cannot be reached")
-        INSTALLED.append(FaultyDisk(ctypes.CDLL(found[0])))
+        INSTALLED.append(FaultyDisk(ctypes.CDLL(str(library()))))

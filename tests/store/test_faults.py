@@ -37,7 +37,7 @@ IN_MEMORY = Path("/dev/shm")
 @pytest.fixture
 def original(make_run: Callable[..., Run], store: str, state: Any) -> Iterator[Path]:
     """A run with a checkpoint of step 1, which the children have copies of; on a disk that is quick to flush."""
-    sqlite_disk.install()
+    sqlite_disk.library()
     with make_run(store, "original") as run:
         run.checkpoints.write(1, *state(1))
     with TemporaryDirectory(dir=IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None) as folder:
@@ -52,6 +52,7 @@ def save_all(path: Path, state: Any, order: str) -> dict[str, Any]:
         status = 1
         try:
             os.close(reading)
+            sqlite_disk.install()  # in the child alone: other tests have the disk as it is
             os.environ[failpoints.VARIABLE] = "-@0=none"
             failpoints.plan.cache_clear()
             run = Run.open(path, train=True)

@@ -85,7 +85,8 @@ def test_a_run_of_before_there_were_events_can_be_read_and_goes_on(run, monkeypa
     run.log_metrics(1, {"loss": 2.0})
     run.close()
     connection = sqlite3.connect(run.path / "run.db")
-    connection.executescript("DROP TABLE events; PRAGMA user_version = 1")
+    later = "DROP TABLE events; DROP TABLE draws; ALTER TABLE checkpoints DROP COLUMN seal"
+    connection.executescript(f"{later}; PRAGMA user_version = 1")
     connection.close()
     with monkeypatch.context() as patch:
         patch.setattr(sqlite.os, "access", lambda path, mode: False)  # a disk that cannot be written

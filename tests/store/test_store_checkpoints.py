@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tessera.errors import InputError, SettingError
+from tessera.errors import DamagedError, InputError, SettingError
+from tessera.store import sqlite
+from tessera.store.migrations import MIGRATIONS, _seals
 from tessera.store.run import CHECKPOINT_STORES, Run
 from tessera.store.tensors import DTYPES, tensor_bytes
 
@@ -210,7 +213,7 @@ def test_killed_at_random_moments_it_goes_on(make_run, store, state, is_state, i
     path = run.path
     run.close()
     for trial in range(6):
-        train_until_killed(path, state, in_child, seconds=0.02 + 0.013 * trial)
+        train_until_killed(path, state, in_child, seconds=0.011 * trial)
         with Run.open(path, train=True) as run:
             loaded = run.checkpoints.read()
             assert is_state(loaded)
@@ -223,6 +226,9 @@ def test_killed_at_random_moments_it_goes_on(make_run, store, state, is_state, i
 
 
 def train_until_killed(path: Path, state, in_child, *, seconds: float) -> None:
+    """Kill it so long after its first checkpoint."""
+    saved = path.with_name("saved")
+
     def train():
         with Run.open(path, train=True) as run:
             step = run.checkpoints.read().step
@@ -232,9 +238,58 @@ def train_until_killed(path: Path, state, in_child, *, seconds: float) -> None:
                 tensors, meta = state(step)
                 run.log_metrics(step, {"loss": 1 / step})
                 run.checkpoints.write(step, tensors, meta, keep=2)
+                saved.touch()
 
     pid = in_child(train)
+    while not saved.exists():
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the training ended by itself"
+        time.sleep(0.001)
     time.sleep(seconds)
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
+    saved.unlink()
     assert os.WIFSIGNALED(status), "the training ended by itself"
+
+
+@stores
+@pytest.mark.parametrize("change", ["abandoned = 1", "abandoned = 0", "best = 1", "best = 0", "best = x'01'"])
+def test_a_flag_that_has_changed_is_found_and_the_step_can_be_named(run, state, is_state, change):
+    """They decide which checkpoint counts: nothing is guessed."""
+    for step in (1, 2, 3, 4):
+        run.checkpoints.write(step, *state(step), keep=9)
+    run.checkpoints.mark_best(2)
+    run.truncate_after(3)
+    assert (run.checkpoints.best(), run.checkpoints.read().step) == (2, 3)
+    step = {"abandoned = 1": 3, "abandoned = 0": 4, "best = 0": 2}.get(change, 1)
+    run.close()
+    with sqlite3.connect(run.path / "run.db") as connection:
+        connection.execute(f"UPDATE checkpoints SET {change} WHERE step = ?", (step,))
+    connection.close()
+    for look in (lambda run: run.checkpoints.read(), lambda run: run.checkpoints.best()):
+        with Run.open(run.path) as reader, pytest.raises(DamagedError, match=rf"run.db .* at step {step}; name the"):
+            look(reader)
+    with Run.open(run.path, train=True) as again:
+        assert is_state(again.checkpoints.read(3))
+        again.truncate_after(3)
+        assert again.checkpoints.read().step in (2, 3)
+        again.checkpoints.write(5, *state(5), keep=9)
+        assert again.checkpoints.read().step == 5
+
+
+@stores
+def test_a_run_of_before_there_were_seals_opens(run, state, monkeypatch):
+    run.checkpoints.write(1, *state(1))
+    run.checkpoints.mark_best(1)
+    run.close()
+    with sqlite3.connect(run.path / "run.db") as connection:
+        connection.execute("ALTER TABLE checkpoints DROP COLUMN seal")
+        connection.execute(f"PRAGMA user_version = {MIGRATIONS.index(_seals)}")
+    connection.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite.os, "access", lambda path, mode: False)  # a disk that cannot be written
+        with Run.open(run.path) as old:
+            assert (old.checkpoints.best(), old.checkpoints.read().step) == (1, 1)
+    with Run.open(run.path, train=True) as again:
+        assert (again.checkpoints.best(), again.checkpoints.read().step) == (1, 1)
+        again.checkpoints.write(2, *state(2))
+        assert again.checkpoints.read().step == 2

@@ -4,6 +4,7 @@ This file is also a program: a training whose address space is limited so that i
 """
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import torch
 from tessera.config import build
 from tessera.data.batches import IGNORE, Batch, RandomWindows
 from tessera.data.shards import Shard
-from tessera.errors import SettingError
+from tessera.errors import InputError, SettingError
 from tessera.model.decoder import Decoder
 from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
@@ -117,15 +118,15 @@ class Log(list[Any]):
         self.append([step, kind, what["action"]])
 
 
-def made() -> Trainer:
+def made(*, d_model: int = 64, n_layers: int = 4, optimizer: str = "sgd") -> Trainer:
     torch.manual_seed(0)
     shard = Shard(np.random.default_rng(0).integers(0, N_VOCAB, 5000).astype(np.uint16))
-    model = Decoder(n_vocab=N_VOCAB, context=CONTEXT, d_model=64, n_layers=4, n_heads=2)
+    model = Decoder(n_vocab=N_VOCAB, context=CONTEXT, d_model=d_model, n_layers=n_layers, n_heads=2)
     data = RandomWindows(shard=shard, context=CONTEXT, batch_size=ROWS, seed=1)
     objective = NextToken(model=model, data=data)
     return Trainer(
         objective=objective,
-        optimizer=build(OPTIMIZERS, "sgd", params=groups(objective, 0.0), lr=0.1),
+        optimizer=build(OPTIMIZERS, optimizer, params=groups(objective, 0.0), lr=0.1),
         schedule=lambda step, steps: 1.0,
         settings=TrainSettings(steps=3, eval_every=0),
     )
@@ -198,5 +199,34 @@ def test_the_parts_are_a_part_of_the_state(make_run: Callable[..., Run]) -> None
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+def train_without_room_for_the_state(room: int) -> None:
+    """What is said, and how many steps were made, with `room` bytes of address space and an optimizer of 170 MB."""
+    torch.set_num_threads(1)
+    trainer, made_steps = made(d_model=768, n_layers=3, optimizer="adamw"), []
+    _warm_up(trainer)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
+    trainer.watch = lambda progress: made_steps.append(progress.step)
+    try:
+        trainer.run()
+    except InputError as error:
+        print(json.dumps({"error": str(error), "steps": made_steps, "drawn": trainer.objective.get_extra_state()}))
+
+
+def test_an_optimizer_whose_state_does_not_fit_is_refused_before_the_first_step() -> None:
+    arguments = [sys.executable, __file__, "state"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert re.match(
+        r"the state of AdamW does not fit into memory: it needs 0\.17 GB beside the weights", report["error"]
+    )
+    assert report["steps"] == []
+    assert report["drawn"] == made().objective.get_extra_state()  # nothing was begun
+
+
 if __name__ == "__main__":
-    train_limited(150 << 20)
+    if sys.argv[1:] == ["state"]:
+        train_without_room_for_the_state(100 << 20)
+    else:
+        train_limited(150 << 20)

@@ -14,7 +14,7 @@ from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.store.run import Run
 from tessera.train import precision as module
-from tessera.train.precision import FP32, Precision, Shape, choose, fp32_through_onednn
+from tessera.train.precision import FP32, Precision, Shape, choose, fp32_through_onednn, go_on
 from tessera.train.settings import TrainSettings
 from tessera.train.trainer import Progress, Trainer
 
@@ -27,6 +27,7 @@ def trained(precision: Precision, steps: int, *, pieces: dict | None = None, **p
     torch.manual_seed(0)
     shape = {"n_vocab": 128, "context": 16, "d_model": 32, "n_layers": 2, "n_heads": 4} | (pieces or {})
     model = Decoder(**shape)
+    precision.prepare(model)
     data = RandomWindows(shard=Shard(TEXT), context=16, batch_size=8, seed=0)
     objective = NextToken(model=model, data=data)
     seen: list[Progress] = []
@@ -172,3 +173,60 @@ def test_what_a_device_cannot_compute_is_refused() -> None:
     with pytest.raises(SettingError, match=r"train\.precision = 'fp16'"):
         choose("fp16", torch.device("meta"), SHAPE)
     assert choose("bf16", CPU, SHAPE) == Precision("bf16", reason="asked for")
+
+
+@pytest.mark.parametrize("name", ["tf32", "fp8"])
+def test_what_needs_a_gpu_says_so(name: str) -> None:
+    with pytest.raises(SettingError, match=rf"train\.precision = '{name}'.*compute capability 8\.\d or later, not cpu"):
+        choose(name, CPU, SHAPE)
+
+
+def test_the_flag_of_tf32_is_put_back_also_after_an_error() -> None:
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(ZeroDivisionError), Precision("tf32").step():
+        assert torch.get_float32_matmul_precision() == "high"
+        raise ZeroDivisionError
+    assert torch.get_float32_matmul_precision() == before == "highest"
+    assert Precision("tf32").dtype == torch.float32
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kept in (FP32, Precision("bf16", reason="measured elsewhere")):
+        assert go_on(kept, CPU, SHAPE) == kept
+    with pytest.raises(SettingError, match=r"train\.precision = 'fp16'"):
+        go_on(Precision("fp16"), torch.device("meta"), SHAPE)
+    through = Precision("fp32", onednn=True, reason="measured elsewhere")
+    for exact, onednn in ((True, True), (False, False)):
+        monkeypatch.setattr(module, "_onednn_is_exact", lambda shape, exact=exact: exact)
+        here = go_on(through, CPU, SHAPE)
+        assert (here.name, here.onednn) == ("fp32", onednn)
+        assert onednn or "rounds to bf16 on this machine" in here.describe()
+
+
+def test_8_bits_learn_about_the_same() -> None:
+    precision = Precision("fp8")
+    exact = [progress.loss for progress in trained(FP32, 30)]
+    close = [progress.loss for progress in trained(precision, 30)]
+    bf16 = [progress.loss for progress in trained(Precision("bf16"), 30)]
+    assert close != bf16  # it is in 8 bits
+    assert close == pytest.approx(exact, rel=0.06)
+
+
+def test_a_model_that_8_bits_do_not_fit_is_refused() -> None:
+    model = Decoder(n_vocab=128, context=16, d_model=24, n_layers=1, n_heads=4, d_ff=40)
+    with pytest.raises(SettingError, match="multiples of 16"):
+        Precision("fp8").prepare(model)
+    assert FP32.prepare(model) == Precision("bf16").prepare(model) == ""
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_far_positions_are_turned_as_exactly_as_near_ones(name: str) -> None:
+    """The angles are made in fp32 and reduced there: a large position is not rounded to 8 bits of mantissa."""
+    model = Decoder(n_vocab=128, context=4096, d_model=32, n_layers=1, n_heads=2)
+    ids_BT = torch.randint(128, (1, 4096), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exact = model.hidden(ids_BT)
+        with Precision(name).forward(CPU):
+            close = model.hidden(ids_BT)
+    errors_T = (close - exact).norm(dim=-1).squeeze(0) / exact.norm(dim=-1).squeeze(0)
+    assert errors_T[-256:].mean() < 2 * errors_T[256:512].mean() and errors_T.max() < 0.03

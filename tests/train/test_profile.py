@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from tessera.train.precision import FP32
-from tessera.train.profile import StepProfiler, kind_of, product_peak, table
+from tessera.train.profile import StepProfiler, kind_of, product_peak, seconds_by_name, table
 
 CPU = torch.device("cpu")
 
@@ -47,6 +49,22 @@ def test_a_run_that_is_too_short_says_so(tmp_path: Path) -> None:
         ("aten::native_layer_norm", "softmax, norms and sums"),
         ("aten::copy_", "copies and fills"),
         ("aten::gelu", "single numbers"),
+        ("aten::transpose", "calls"),
+        ("autograd::engine::evaluate_function: MmBackward0", "calls"),
+        ("_GatedBackward", "calls"),
+        ("_FormulaBackward", "attention"),
+        ("_Formula", "attention"),
+        # kernels, as a GPU names them
+        ("nvjet_tst_128x256_64x4_2x1_v_bz_coopA_NNT", "products"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_3i", "attention"),
+        ("triton_tem_fused_flex_attention_0", "attention"),
+        ("triton_per_fused__to_copy_add_native_layer_norm_3", "softmax, norms and sums"),
+        ("triton_poi_fused__to_copy_gelu_5", "single numbers"),
+        ("_rms_norm_backward", "softmax, norms and sums"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add>", "single numbers"),
+        ("Memcpy HtoD (Pinned -> Device)", "copies and fills"),
     ],
 )
 def test_operations_by_kind(name: str, kind: str) -> None:
@@ -63,3 +81,24 @@ def test_the_table_adds_up() -> None:
 def test_the_peak_is_that_of_a_product() -> None:
     peak = product_peak(CPU, FP32, size=256, rounds=2)
     assert 1e8 < peak < 1e14
+
+
+def test_on_a_gpu_a_kernel_counts_once() -> None:
+    """An operation carries the time of its kernels, and so do they."""
+
+    def event(key: str, device: DeviceType, micros: float, annotation: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(
+            key=key,
+            device_type=device,
+            self_device_time_total=micros,
+            self_cpu_time_total=7.0,
+            is_user_annotation=annotation,
+        )
+
+    events = [
+        event("aten::mm", DeviceType.CPU, 3e6),
+        event("nvjet", DeviceType.CUDA, 3e6),
+        event("ProfilerStep#1", DeviceType.CUDA, 9e6, annotation=True),
+    ]
+    assert seconds_by_name(events, on_gpu=True) == {"nvjet": 3.0}
+    assert seconds_by_name(events[:1], on_gpu=False) == {"aten::mm": 7e-6}

@@ -39,7 +39,7 @@ class Resumable:
         torch.manual_seed(0)
         shape = {"context": 8, "d_model": d_model, "n_layers": 1, "n_heads": 2, "dropout": 0.2}
         self.model = Decoder(n_vocab=N_VOCAB, **shape)
-        data = build(BATCHES, batches, shard=SHARD, context=8, batch_size=6, seed=2)
+        data = build(BATCHES, batches, shard=SHARD, context=8, batch_size=6, seed=2, separate_at=0)
         objective = NextToken(model=self.model, data=data)
         settings = {"accumulate": 2, "save_every": 1, "keep": STEPS, "eval_every": 2} | settings
         self.seen: list[Progress] = []

@@ -1,19 +1,24 @@
-"""`tessera data`: text prepared, counted and downloaded."""
+"""`tessera data`: text prepared, counted, downloaded, and what runs have read of it."""
 
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
 from tessera.cli.console import console, show_table, size
 
-app = typer.Typer(help="Text: prepare it for training, count it, download it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Text: prepare it for training, count it, download it, see what a run has read.", no_args_is_help=True
+)
 
 Sources = Annotated[list[str], typer.Argument(help="Files, folders, globs or named corpora.")]
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs or named corpora, and a.b=c overrides.")]
+SHOWN = 100  # characters of a row
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -53,6 +58,46 @@ def stats(
     from tessera.tokenizers import load_tokenizer
 
     _show_counts(count_sources(sources, load_tokenizer(tokenizer) if tokenizer else None), as_json=as_json)
+
+
+@app.command()
+def read(
+    run: Annotated[Path, typer.Argument(help="A run: its folder or its run.db.")],
+    step: Annotated[
+        int | None, typer.Option(help="By which step; its rows are shown too. The last if not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a run has read: of each source how much, and row by row what a step was made of."""
+    from dataclasses import asdict
+
+    from tessera.reading import what_was_read
+
+    told = what_was_read(run, step=step, rows=step is not None)
+    if as_json:
+        print(json.dumps(asdict(told)))
+        return
+    out = console()
+    out.print(f"read by the end of step {told.step:,}:\n")
+    table = Table(box=None, pad_edge=False)
+    for column in ("source", "rows", "tokens", "epochs"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for source in told.sources:
+        table.add_row(source.name, f"{source.rows:,}", f"{source.tokens:,}", f"{source.epochs:.3f}")
+    show_table(out, table)
+    for number, row in enumerate(told.rows):
+        first = row.stretches[0]
+        others = len(row.stretches) - 1
+        more = f", and {others} more" if others else ""
+        place = f"{first.document}, token {first.offset:,}{more}"
+        out.print(f"\n[bold]{number}[/bold] {row.source}, epoch {row.epoch + 1}: {escape(place)}")
+        out.print(escape(_beginning(first.text)), style="dim")
+
+
+def _beginning(text: str) -> str:
+    """The start of a text in one line."""
+    line = " ".join(text[: 2 * SHOWN].split())
+    return line if len(line) <= SHOWN else line[:SHOWN] + " ..."
 
 
 def _show_counts(counts: dict[str, Any], *, as_json: bool) -> None:

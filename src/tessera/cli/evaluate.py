@@ -23,6 +23,8 @@ def evaluate(
         return
     out = console()
     out.print(f"validation loss {result['validation_loss']:.4f} nats a token")
+    for name, loss in result["sources"].items():
+        out.print(f"  {name:<12} {loss:.4f}")
     if result["bits_per_byte"] is None:
         out.print("  no bits per byte: the tokens do not hold all of the text")
         return

@@ -1,8 +1,8 @@
 """The command `tessera`: its verbs, and what becomes of errors.
 
 Exit codes: 0 done, 1 a bug (or, silently, a closed pipe), 2 something in the input to mend, 3 the training diverged,
-128 + the number of the signal that ended it: 130 by Ctrl-C, 143 by SIGTERM. A training saves first; a second signal
-ends it at once.
+4 another process of the training was lost, 128 + the number of the signal that ended it: 130 by Ctrl-C, 143 by
+SIGTERM. A training saves first; a second signal ends it at once.
 """
 
 import signal

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli.console import console, duration, size
-from tessera.errors import InputError
+from tessera.errors import DivergedError, FollowedError, InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tessera.job import Result
     from tessera.recipe import Recipe
+    from tessera.train.world import World
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=")
@@ -36,6 +40,13 @@ def train(
     step: Annotated[int | None, typer.Option(help="With --resume: from this checkpoint.")] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need and stop.")] = False,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train with so many processes: one a GPU, or the cores divided among them."),
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="With --devices: where a process is lost, go on from the newest checkpoint.")
+    ] = 0,
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell where a step's time goes, and leave a trace in the run.")
     ] = False,
@@ -50,38 +61,106 @@ def train(
     [bold]tessera train -c recipe.toml train.steps=500[/bold]
 
     [bold]tessera train --resume runs/run-1[/bold]
+
+    [bold]tessera train -c recipe.toml --devices 8[/bold], or on many machines: torchrun ... -m tessera train ...
     """
-    from tessera import job
-    from tessera.cli.watch import ConsoleWatcher, resume_hint, show_result
+    from tessera.cli.watch import show_result
+    from tessera.job import resumed_recipe
     from tessera.recipe import load_recipe
+    from tessera.train.world import is_one_of_many, joined
 
     sources, overrides = split_inputs(inputs or [])
-    out_console = console(quiet=as_json)
-    watcher = ConsoleWatcher(out_console)
     if resume is not None:
         if sources or recipe or preset or depth or out:
             raise InputError("--resume takes a run and a.b=c overrides only: text, recipe and folder are the run's own")
-        if print_config or dry_run:
-            settings = job.resumed_recipe(resume, overrides)
-        else:
-            result = job.resume(resume, overrides, step=step, watcher=watcher, profile=profile)
+        settings = resumed_recipe(resume, overrides)
     else:
         settings = load_recipe(recipe, overrides, sources=sources, preset=preset, depth=depth)
-        if not (print_config or dry_run):
-            result = job.train(settings, out, watcher=watcher, profile=profile)
     if print_config:
         print_recipe(settings)
     elif dry_run:
         show_plan(settings, as_json=as_json)
+    elif devices is not None and devices > 1 and not is_one_of_many():
+        given = {"-c": recipe, "--preset": preset, "--depth": depth, "--step": step}
+        options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+        options += ["--profile"] * profile + ["--json"] * as_json
+        start = Start([*(inputs or []), *options], settings, out=out, resume=resume)
+        sys.exit(start.run(devices, max_restarts))
     else:
-        result.run.close()
-        show_result(out_console, result)
+        with joined(settings.train.device) as world:
+            out_console = console(quiet=as_json or not world.is_first)
+            result = _train(settings, out, resume, overrides, step, profile, out_console, world)
+            if world.is_first:
+                show_result(out_console, result)
+                if as_json:
+                    print(json.dumps(result.summary()))
+            _end(result, as_json=as_json and world.is_first)
+
+
+def _train(
+    settings: "Recipe",
+    out: Path | None,
+    resume: Path | None,
+    overrides: list[str],
+    step: int | None,
+    profile: bool,
+    out_console: "Console",
+    world: "World",
+) -> "Result":
+    """What was asked for, as one of the processes that do it."""
+    from tessera import job
+    from tessera.cli.watch import ConsoleWatcher
+
+    watcher = ConsoleWatcher(out_console)
+    try:
+        if resume is None:
+            result = job.train(settings, out, watcher=watcher, profile=profile, world=world)
+        else:
+            result = job.resume(resume, overrides, step=step, watcher=watcher, profile=profile, world=world)
+    except (DivergedError, FollowedError) as error:
+        if world.is_first:
+            raise
+        sys.exit(error.exit_code)  # the first process says why
+    result.run.close()
+    return result
+
+
+def _end(result: "Result", *, as_json: bool) -> None:
+    from tessera.cli.watch import resume_hint
+
+    if result.outcome == "interrupted":
         if as_json:
-            print(json.dumps(result.summary()))
-        if result.outcome == "interrupted":
-            if as_json:
-                print(resume_hint(result), file=sys.stderr)
-            sys.exit(128 + result.stopped_by)
+            print(resume_hint(result), file=sys.stderr)
+        sys.exit(128 + result.stopped_by)
+
+
+class Start:
+    """`tessera train --devices N`: starts the processes, and starts them again where one is lost."""
+
+    def __init__(self, arguments: list[str], settings: "Recipe", *, out: Path | None, resume: Path | None) -> None:
+        from tessera.opening import free_path
+
+        self.settings = settings
+        self.run_path = resume or out or free_path(Path("runs") / settings.name)
+        where = "--out" if resume is None else "--resume"
+        self.command = [sys.executable, "-m", "tessera", "train", *arguments, where, str(self.run_path)]
+        self.quiet = [option for option in arguments if option == "--json"]
+
+    def run(self, n: int, max_restarts: int) -> int:
+        """The exit code."""
+        from tessera.train.launch import Launch, check_devices
+
+        check_devices(self.settings.train.device, n)
+        launch = Launch(n, say=lambda line: print(line, file=sys.stderr, flush=True))
+        return launch.run(self.command, again=self._again, max_restarts=max_restarts)
+
+    def _again(self) -> list[str]:
+        """To go on with the run, if it was made; its recipe holds what was asked for."""
+        from tessera.store.folder import is_run
+
+        if not is_run(self.run_path):
+            return self.command
+        return [sys.executable, "-m", "tessera", "train", "--resume", str(self.run_path), *self.quiet]
 
 
 def split_inputs(inputs: list[str]) -> tuple[list[str], list[str]]:
@@ -100,18 +179,27 @@ def toml_lines(content: dict[str, Any], path: str = "") -> list[str]:
     """`content` as TOML; None, which TOML does not have, is the text "none"."""
     lines, groups = [], []
     for name, value in content.items():
-        key = name if _BARE_KEY.fullmatch(name) else _toml_value(name)
+        key = _toml_key(name)
         if isinstance(value, dict):
             groups.append((f"{path}{key}", value))
         else:
-            lines.append(f"{key} = {_toml_value('none' if value is None else value)}")
+            lines.append(f"{key} = {_toml_value(value)}")
     for name, group in groups:
         lines += ["", f"[{name}]", *toml_lines(group, f"{name}.")]
     return lines
 
 
+def _toml_key(name: str) -> str:
+    return name if _BARE_KEY.fullmatch(name) else _toml_value(name)
+
+
 def _toml_value(value: Any) -> str:
-    """JSON is TOML for strings, numbers and lists, but for the one control character that JSON lets through."""
+    """JSON is TOML for strings and numbers, but for the one control character that JSON lets through."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml_value, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(name)} = {_toml_value(each)}" for name, each in value.items()) + "}"
+    value = "none" if value is None else value
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -20,11 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, cast
 
-from pydantic import BeforeValidator, Field, field_validator
-
-from tessera.config import Settings, Spec, check_spec
 from tessera.data.catalog import CORPORA
 from tessera.data.download import Progress, download, file_name
 from tessera.errors import InputError, SettingError
@@ -35,36 +32,9 @@ SEPARATOR = "<|endoftext|>"
 CHUNK = 1 << 20
 
 
-def _as_list(value: Any) -> Any:
+def as_list(value: Any) -> Any:
+    """A list, of one string too."""
     return [value] if isinstance(value, str) else value
-
-
-class DataSettings(Settings):
-    """What to learn from, what to hold out, and how it is cut into batches."""
-
-    source: Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
-    """Files, folders, globs and named corpora, in this order."""
-    validation: float = Field(default=0.1, gt=0, lt=0.5)
-    """The share of the bytes that is held out."""
-    split: Split = "auto"
-    """Hold out a seeded choice of whole documents, or the tail; auto: the tail only of a single document."""
-    errors: Errors = "strict"
-    """Invalid UTF-8: an error, or replaced by U+FFFD."""
-    field: str = "text"
-    """The field of a .jsonl line that holds the text."""
-    batches: Spec = Spec("random")
-    """How windows are drawn: an entry of BATCHES."""
-    separate: bool = False
-    """Whether the documents in a window do not see each other, as if each stood alone."""
-
-    @field_validator("batches")
-    @classmethod
-    def _batches(cls, spec: Spec) -> Spec:
-        from tessera.data.batches import BATCHES  # and torch with it, which reading text does not need
-
-        return check_spec(
-            BATCHES, spec, "data.batches", given=("shard", "context", "batch_size", "seed", "separate_at")
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +71,7 @@ class Documents:
     ) -> None:
         if errors not in {"strict", "replace"}:
             raise SettingError("errors", errors, "'strict' or 'replace'")
-        self.sources = tuple(dict.fromkeys(_as_list(sources)))
+        self.sources = tuple(dict.fromkeys(as_list(sources)))
         self.errors: Errors = errors
         self.field = field
         self.progress = progress

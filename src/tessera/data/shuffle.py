@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     SPLIT = 1
     RANDOM_WINDOWS = 2
     EPOCH = 3
+    SOURCE = 4
 
 
 def random_words(n: int, *, seed: int, purpose: Purpose, counter: int = 0) -> np.ndarray:

@@ -8,13 +8,14 @@ import bz2
 import lzma
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from tessera.data.batches import Batch
-from tessera.data.prepare import Prepared
+from tessera.data.batches import Batch, validation_batches
+from tessera.data.prepared import Prepared
+from tessera.data.shards import Shard
 from tessera.errors import InputError
 from tessera.model.decoder import Decoder
 from tessera.model.flow import Flow
@@ -29,6 +30,8 @@ class HeldOutLoss:
 
     nats: float
     n_tokens: int
+    sources: "dict[str, HeldOutLoss]" = field(default_factory=dict)
+    """That of each source of a mixture, of which this is the sum."""
 
     @property
     def mean(self) -> float:
@@ -65,6 +68,35 @@ def held_out_loss(model: Decoder, batches: Iterable[Batch], *, max_tokens: int |
     if n_tokens == 0:
         raise InputError("there is no held-out token to measure the loss on")
     return HeldOutLoss(nats=nats, n_tokens=n_tokens)
+
+
+def text_loss(
+    model: Decoder,
+    prepared: Prepared,
+    *,
+    batch_size: int,
+    separate_at: int | None = None,
+    max_tokens: int | None = None,
+) -> HeldOutLoss:
+    """The loss over the held-out text, or about `max_tokens` of it: of a mixture, as large a part of each source."""
+
+    def loss(shard: Shard, limit: int | None) -> HeldOutLoss:
+        batches = validation_batches(shard, model.context, batch_size, separate_at=separate_at)
+        return held_out_loss(model, batches, max_tokens=limit)
+
+    shards = prepared.part_shards("validation")
+    if not shards:
+        return loss(prepared.validation, max_tokens)
+    n_tokens = sum(map(len, shards.values()))
+    losses = {
+        name: loss(shard, None if max_tokens is None else math.ceil(max_tokens * len(shard) / n_tokens))
+        for name, shard in shards.items()
+    }
+    return HeldOutLoss(
+        nats=sum(each.nats for each in losses.values()),
+        n_tokens=sum(each.n_tokens for each in losses.values()),
+        sources=losses,
+    )
 
 
 def compressor_bits_per_byte(text: bytes) -> dict[str, float]:

@@ -13,6 +13,7 @@ from tessera.store.files import write_bytes_atomic
 from tessera.store.run import Run
 
 Curve = Sequence[tuple[int, float]]
+APART = {"seconds", "data_manifest"}  # facts that have their own place, or are too long for the table
 
 _STYLE = """
 :root{--ink:#1d2433;--soft:#5d6880;--line:#e3e7ef;--paper:#fff;--tile:#f6f8fb;--mark:#1f6feb}
@@ -69,7 +70,7 @@ def render(run: Run) -> str:
         _samples(run),
         _bars("Where the time went", run.info.get("seconds") or {}, "s"),
         _table("Settings", dict(flat(run.recipe))),
-        _table("Made with", {name: value for name, value in run.info.items() if name != "seconds"}),
+        _table("Made with", {name: value for name, value in run.info.items() if name not in APART}),
     ]
     return (
         f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">'
@@ -128,7 +129,8 @@ def _newest(evaluations: Sequence[Any]) -> dict[str, Any]:
 
 
 def _facts(run: Run) -> str:
-    sources = ", ".join(run.recipe.get("data", {}).get("source", []))
+    data = run.recipe.get("data", {})
+    sources = ", ".join([*data.get("source", []), *(source["name"] for source in data.get("mixture", []))])
     return html.escape(f"trained on {sources}" if sources else "")
 
 

@@ -16,6 +16,7 @@ from tessera.model.linear import Linear
 from tessera.model.norm import RMSNorm
 from tessera.model.position import Position
 from tessera.ops.attention import attention
+from tessera.ops.autocast import as_multiplied
 
 
 class GroupedQueryAttention(nn.Module):
@@ -104,6 +105,7 @@ class GroupedQueryAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, position: Position, flow: Flow, cache: LayerCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
+        x_BTD = as_multiplied(x_BTD)
         q_BTHK = position.rotate(self.query_norm(self.query(x_BTD).view(B, T, self.n_heads, self.d_head)), flow)
         k_BTGK = position.rotate(self.key_norm(self.key(x_BTD).view(B, T, self.n_kv_heads, self.d_head)), flow)
         v_BTGK = self._mixed(self.value(x_BTD).view(B, T, self.n_kv_heads, self.d_head), flow)

@@ -40,8 +40,7 @@ class LayerCache:
     def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Add the newest tokens; returns all keys and all values, oldest first, as views of the cache."""
         end = self.length + k_BGTK.shape[2]
-        if end > self.capacity:
-            raise InputError(f"the cache is full: it holds {self.capacity} tokens and {end} are needed")
+        check_room(end, self.capacity)
         self._keys_BGSK[:, :, self.length : end] = k_BGTK
         self._values_BGSK[:, :, self.length : end] = v_BGTK
         self.length = end
@@ -49,10 +48,14 @@ class LayerCache:
 
 
 class Cache:
-    """One `LayerCache` a layer; made by `Decoder.new_cache`, filled by calling the decoder with it."""
+    """One `LayerCache` a layer; made by `Decoder.new_cache`, filled by calling the decoder with it.
 
-    def __init__(self, layers: list[LayerCache]) -> None:
+    `ids_BS` is room for the tokens themselves, for an embedding that looks back at them.
+    """
+
+    def __init__(self, layers: list[LayerCache], ids_BS: Tensor | None = None) -> None:
         self.layers = layers
+        self._ids_BS = ids_BS
 
     @property
     def length(self) -> int:
@@ -66,9 +69,24 @@ class Cache:
 
     @property
     def n_bytes(self) -> int:
-        return sum(layer.n_bytes for layer in self.layers)
+        ids = 0 if self._ids_BS is None else self._ids_BS.numel() * self._ids_BS.element_size()
+        return ids + sum(layer.n_bytes for layer in self.layers)
+
+    def tokens_before(self, ids_BT: Tensor, n: int) -> Tensor | None:
+        """The last `n` tokens, or all if there are fewer, before `ids_BT`, which are noted; None if none are kept."""
+        if self._ids_BS is None:
+            return None
+        start, end = self.length, self.length + ids_BT.shape[1]
+        check_room(end, self.capacity)
+        self._ids_BS[:, start:end] = ids_BT
+        return self._ids_BS[:, max(0, start - n) : start]
 
     def reset(self) -> None:
         """Forget everything, keep the memory."""
         for layer in self.layers:
             layer.length = 0
+
+
+def check_room(needed: int, capacity: int) -> None:
+    if needed > capacity:
+        raise InputError(f"the cache is full: it holds {capacity} tokens and {needed} are needed")

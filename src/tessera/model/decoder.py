@@ -17,7 +17,7 @@ from tessera.errors import InputError, SettingError
 from tessera.model.block import PLACEMENTS, Block
 from tessera.model.cache import Cache
 from tessera.model.flow import Flow
-from tessera.model.linear import Embedding, Linear
+from tessera.model.linear import Linear
 from tessera.model.position import Position
 from tessera.model.recompute import recomputed
 from tessera.model.settings import GIVEN, SLOTS, DecoderSettings
@@ -50,6 +50,7 @@ class Decoder(nn.Module):
         n_heads: int,
         d_head: int | None = None,
         d_ff: int | None = None,
+        embedding: Piece = "table",
         attention: Pattern = "gqa",
         position: Pattern = "rope",
         norm: Piece = "rms",
@@ -81,10 +82,12 @@ class Decoder(nn.Module):
         self.embedding_scale, self.logit_cap = embedding_scale, logit_cap
         self.recompute_every: int | None = None
         """While training, keep the input of every so many blocks alone, and make the rest again (`recompute.py`)."""
+        self.recompute_products = True
+        """Whether that rest is all, or what is cheap alone."""
         self.training_blocks: list[Callable[..., Tensor]] | None = None
         """What trains in the place of `blocks`: the same, compiled."""
         n_rows = -(-n_vocab // vocab_multiple) * vocab_multiple
-        self.embedding = Embedding(n_vocab=n_rows, d_model=d_model)
+        self.embedding = make.piece("embedding", embedding, n_vocab=n_rows)
         self.positions = nn.ModuleList()
 
         def block(layer: int, like: int) -> Block:
@@ -134,7 +137,9 @@ class Decoder(nn.Module):
             raise InputError(f"a cache of {length} tokens for a model whose context is {self.context}")
         weight = self.embedding.weight
         attentions: list[Any] = [block.attention for block in self.blocks]
-        return Cache([each.new_cache(batch_size, length, weight.dtype, weight.device) for each in attentions])
+        looks_back = self.embedding.n_before > 0
+        ids_BS = torch.empty(batch_size, length, dtype=torch.long, device=weight.device) if looks_back else None
+        return Cache([each.new_cache(batch_size, length, weight.dtype, weight.device) for each in attentions], ids_BS)
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None, flow: Flow | None = None) -> Tensor:
         """What the head reads, (B, T, d_model): the trunk's residual stream under the final norm."""
@@ -154,7 +159,8 @@ class Decoder(nn.Module):
         if cache is not None and flow.documents_BT is not None:
             raise InputError("several documents in a row cannot be cached: give each a row of its own")
         with _gradients(cache):
-            x_BTD = self.embedding(ids_BT)
+            before_BN = None if cache is None else cache.tokens_before(ids_BT, self.embedding.n_before)
+            x_BTD = self.embedding(ids_BT, flow, before_BN)
             if self.embedding_scale != 1.0:
                 x_BTD = x_BTD * self.embedding_scale
             for position in self.positions:
@@ -165,7 +171,8 @@ class Decoder(nn.Module):
                 return self._through(range(n), x_BTD, flow, cache)
             for start in range(0, n, self.recompute_every):
                 layers = range(start, min(start + self.recompute_every, n))
-                x_BTD = recomputed(partial(self._through, layers), x_BTD, flow)
+                keep = not self.recompute_products
+                x_BTD = recomputed(partial(self._through, layers), x_BTD, flow, keep_products=keep)
             return x_BTD
 
     def _through(self, layers: range, x_BTD: Tensor, flow: Flow, cache: Cache | None = None) -> Tensor:

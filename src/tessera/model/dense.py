@@ -6,12 +6,14 @@ Plain: output(f(input(x))), with f = ReLU (Vaswani et al. 2017), ReLU squared (S
 
 from abc import ABC, abstractmethod
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessera.model.flow import Flow
 from tessera.model.linear import Linear
-from tessera.ops.gated import Approximate, geglu, swiglu
+from tessera.ops.activation import Activation, Approximate, Gelu, Relu, Silu, SquaredRelu
+from tessera.ops.autocast import as_multiplied
+from tessera.ops.feedforward import chunked_feed_forward, serves
+from tessera.ops.gated import geglu, swiglu
 
 
 class FeedForward(nn.Module, ABC):
@@ -28,8 +30,21 @@ class FeedForward(nn.Module, ABC):
         """Called in its place where a step was not made: what its forward passes noted is to be forgotten."""
 
 
+def in_chunks(x_BTD: Tensor, into: tuple[nn.Module, ...], output: nn.Module, activate: Activation) -> Tensor | None:
+    """The layer as one operation, if that is for it: none where a map is not a plain one, as an adapter's."""
+    maps = (*into, output)
+    if not all(type(each) is Linear and not each.is_watched for each in maps):
+        return None
+    weights = [(each.weight, each.bias) for each in maps]
+    if not serves(x_BTD, weights):  # type: ignore[arg-type]
+        return None
+    return chunked_feed_forward(x_BTD, weights[:-1], weights[-1], activate)  # type: ignore[arg-type]
+
+
 class ReluFeedForward(FeedForward):
     """output(max(0, input(x))); `d_ff` is 4 d_model unless said."""
+
+    activate: Activation = Relu()
 
     def __init__(self, *, d_model: int, d_ff: int | None = None, bias: bool = False) -> None:
         super().__init__()
@@ -37,18 +52,15 @@ class ReluFeedForward(FeedForward):
         self.input = Linear(d_in=d_model, d_out=d_ff, bias=bias)
         self.output = Linear(d_in=d_ff, d_out=d_model, bias=bias)
 
-    def activate(self, x_BTF: Tensor) -> Tensor:
-        return x_BTF.relu()
-
     def forward(self, x_BTD: Tensor, flow: Flow) -> Tensor:
-        return self.output(self.activate(self.input(x_BTD)))
+        y_BTD = in_chunks(x_BTD, (self.input,), self.output, self.activate)
+        return self.output(self.activate(self.input(x_BTD))) if y_BTD is None else y_BTD
 
 
 class SquaredReluFeedForward(ReluFeedForward):
     """output(max(0, input(x))^2)."""
 
-    def activate(self, x_BTF: Tensor) -> Tensor:
-        return x_BTF.relu().square()
+    activate = SquaredRelu()
 
 
 class GeluFeedForward(ReluFeedForward):
@@ -67,9 +79,7 @@ class GeluFeedForward(ReluFeedForward):
     ) -> None:
         super().__init__(d_model=d_model, d_ff=d_ff, bias=bias)
         self.approximate = approximate
-
-    def activate(self, x_BTF: Tensor) -> Tensor:
-        return F.gelu(x_BTF, approximate=self.approximate)
+        self.activate = Gelu(approximate)
 
 
 def gated_width(d_model: int) -> int:
@@ -86,12 +96,15 @@ class SwigluFeedForward(FeedForward):
         self.gate = Linear(d_in=d_model, d_out=d_ff, bias=bias)
         self.input = Linear(d_in=d_model, d_out=d_ff, bias=bias)
         self.output = Linear(d_in=d_ff, d_out=d_model, bias=bias)
+        self.gate_by: Activation = Silu()
 
     def activate(self, gate_BTF: Tensor, x_BTF: Tensor) -> Tensor:
         return swiglu(gate_BTF, x_BTF)
 
     def forward(self, x_BTD: Tensor, flow: Flow) -> Tensor:
-        return self.output(self.activate(self.gate(x_BTD), self.input(x_BTD)))
+        x_BTD = as_multiplied(x_BTD)
+        y_BTD = in_chunks(x_BTD, (self.gate, self.input), self.output, self.gate_by)
+        return self.output(self.activate(self.gate(x_BTD), self.input(x_BTD))) if y_BTD is None else y_BTD
 
 
 class GegluFeedForward(SwigluFeedForward):
@@ -102,6 +115,7 @@ class GegluFeedForward(SwigluFeedForward):
     ) -> None:
         super().__init__(d_model=d_model, d_ff=d_ff, bias=bias)
         self.approximate = approximate
+        self.gate_by = Gelu(approximate)
 
     def activate(self, gate_BTF: Tensor, x_BTF: Tensor) -> Tensor:
         return geglu(gate_BTF, x_BTF, self.approximate)

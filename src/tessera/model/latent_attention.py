@@ -23,6 +23,7 @@ from tessera.model.linear import Linear
 from tessera.model.norm import RMSNorm
 from tessera.model.position import Position
 from tessera.ops.attention import attention
+from tessera.ops.autocast import as_multiplied
 
 
 def latent_widths(d_head: int) -> dict[str, int]:
@@ -97,6 +98,7 @@ class MultiHeadLatentAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, position: Position, flow: Flow, cache: LayerCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
+        x_BTD = as_multiplied(x_BTD)
         q_BTHK = self.query(self._query_input(x_BTD)).view(B, T, self.n_heads, self.d_nope + self.d_rope)
         nope_BTHN, rope_BTHR = q_BTHK.split((self.d_nope, self.d_rope), dim=-1)
         rope_BTHR = position.rotate(rope_BTHR, flow)

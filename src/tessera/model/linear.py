@@ -21,6 +21,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether someone wants to be called when this runs, so that nothing may compute in its place."""
+        return bool(self._forward_hooks or self._forward_pre_hooks or self._backward_hooks or self._backward_pre_hooks)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is None:
             return x @ self.weight.T

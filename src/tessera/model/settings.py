@@ -7,12 +7,14 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from tessera.config import Settings, Spec, check_spec
 from tessera.model.attention import ATTENTIONS
+from tessera.model.embedding import EMBEDDINGS
 from tessera.model.feedforward import FEED_FORWARDS
 from tessera.model.init import INITS
 from tessera.model.norm import NORMS
 from tessera.model.position import POSITIONS
 
 SLOTS: dict[str, dict[str, Any]] = {
+    "embedding": EMBEDDINGS,
     "attention": ATTENTIONS,
     "position": POSITIONS,
     "norm": NORMS,
@@ -41,6 +43,7 @@ class DecoderSettings(Settings):
     """The width of a head; d_model / n_heads when None."""
     d_ff: int | None = Field(None, gt=0)
     """The inner width of the feed-forward; the piece chooses (4 x d_model, or 8/3 x d_model if gated) when None."""
+    embedding: Spec = Spec("table")
     attention: Spec | tuple[Spec, ...] = Spec("gqa")
     position: Spec | tuple[Spec, ...] = Spec("rope")
     norm: Spec = Spec("rms")
@@ -64,7 +67,7 @@ class DecoderSettings(Settings):
     bias: bool = False
     """Whether linear layers and layer norms have a bias, where their own spec does not say."""
 
-    @field_validator("attention", "position", "norm", "feed_forward", "init", mode="before")
+    @field_validator("embedding", "attention", "position", "norm", "feed_forward", "init", mode="before")
     @classmethod
     def _piece(cls, value: Any, info: ValidationInfo) -> Spec | tuple[Spec, ...]:
         slot = str(info.field_name)

@@ -7,13 +7,13 @@ The formula is in `attention_plain.py`. Fewer key heads than query heads is grou
     G = 2 key heads      0 0 0 0 1 1 1 1
 """
 
-import torch
 from torch import Tensor
 
 from tessera.ops.attention_flex import flex_serves, flexible_attention
 from tessera.ops.attention_formula import formula_attention
 from tessera.ops.attention_fused import fused_attention, one_query
 from tessera.ops.attention_plain import check_scores, sight_of
+from tessera.ops.autocast import as_multiplied
 
 
 def attention(
@@ -40,10 +40,7 @@ def attention(
     token from itself.
     """
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
-    device = q_BHTK.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        q_BHTK, k_BGSK, v_BGSK = q_BHTK.to(dtype), k_BGSK.to(dtype), v_BGSK.to(dtype)
+    q_BHTK, k_BGSK, v_BGSK = (as_multiplied(x) for x in (q_BHTK, k_BGSK, v_BGSK))
     sight = sight_of(q_BHTK, k_BGSK, v_BGSK, window, window_keeps, documents_BS)
     check_scores(q_BHTK, k_BGSK, bias_HTS, score_cap, sinks_H)
     if share_dropped > 0.0:

@@ -6,29 +6,28 @@ beside autograd, 4,096 x 1,536, two threads, forward and backward: SwiGLU in fp3
 times; GeGLU, whose f is dear and is computed twice, 1.35 times. There it is kept for the memory.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tessera.errors import InputError
+from tessera.ops.activation import Activation, Approximate, Gelu, Silu
 from tessera.ops.kernels import kernels_for
 
-Approximate = Literal["tanh", "none"]
 SLICE = 2**18
 """How many numbers are done at once on a CPU."""
 
 
 def plain_swiglu(gate: Tensor, input: Tensor) -> Tensor:
     """silu(gate) * input, with silu(x) = x sigmoid(x)."""
-    return F.silu(gate) * input
+    return Silu()(gate) * input
 
 
 def plain_geglu(gate: Tensor, input: Tensor, approximate: Approximate = "tanh") -> Tensor:
     """gelu(gate) * input, with gelu(x) = x Phi(x); "tanh" is GPT-2's approximation of Phi, "none" is exact."""
-    return F.gelu(gate, approximate=approximate) * input
+    return Gelu(approximate)(gate) * input
 
 
 def swiglu(gate: Tensor, input: Tensor) -> Tensor:
@@ -37,12 +36,12 @@ def swiglu(gate: Tensor, input: Tensor) -> Tensor:
     kernels = kernels_for(gate)
     if kernels is not None:
         return kernels.swiglu(gate, input)
-    return _Gated.apply(gate, input, None)
+    return _Gated.apply(gate, input, Silu())
 
 
 def geglu(gate: Tensor, input: Tensor, approximate: Approximate = "tanh") -> Tensor:
     """`plain_geglu` of two tensors of one shape, with its backward written by hand."""
-    return _Gated.apply(*_alike(gate, input), approximate)
+    return _Gated.apply(*_alike(gate, input), Gelu(approximate))
 
 
 def _alike(gate: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,15 +52,15 @@ def _alike(gate: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Gated(torch.autograd.Function):
-    """y = f(g) x: dx = dy f(g), dg = dy x f'(g). f(g) is made again. `approximate`: of gelu; None is silu."""
+    """y = f(g) x: dx = dy f(g), dg = dy x f'(g). f(g) is made again."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, input: Tensor, approximate: Approximate | None) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, input: Tensor, activation: Activation) -> Tensor:
         ctx.save_for_backward(gate, input)
-        ctx.approximate = approximate
+        ctx.activation = activation
         y = torch.empty_like(gate)
         for g, x, out in zip(*map(_slices, (gate, input, y)), strict=True):
-            _activate(g, out, approximate).mul_(x)
+            activation.into(g, out).mul_(x)
         return y
 
     @staticmethod
@@ -71,21 +70,11 @@ class _Gated(torch.autograd.Function):
         grad_gate, grad_input = torch.empty_like(gate), torch.empty_like(input)
         tensors = (gate, input, grad.contiguous(), grad_gate, grad_input)
         for g, x, dy, dg, dx in zip(*map(_slices, tensors), strict=True):
-            _activate(g, dx, ctx.approximate).mul_(dy)
-            if ctx.approximate is None:
-                torch.ops.aten.silu_backward.grad_input(dy * x, g, grad_input=dg)
-            else:
-                torch.ops.aten.gelu_backward.grad_input(dy * x, g, approximate=ctx.approximate, grad_input=dg)
+            ctx.activation.into(g, dx).mul_(dy)
+            ctx.activation.gradient_into(dy * x, g, dg)
         return grad_gate, grad_input, None
 
 
 def _slices(x: Tensor) -> tuple[Tensor, ...]:
     """Views of the numbers in order; one where the memory is that of a GPU."""
     return x.view(-1).split(SLICE if x.device.type == "cpu" else max(1, x.numel()))
-
-
-def _activate(gate: Tensor, out: Tensor, approximate: Approximate | None) -> Tensor:
-    """f(gate) in `out`."""
-    if approximate is None:
-        return torch.ops.aten.silu.out(gate, out=out)
-    return torch.ops.aten.gelu.out(gate, approximate=approximate, out=out)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tessera.ops.autocast import add_product
 from tessera.ops.kernels import kernels_for
 
 CHUNK_BYTES = 8 * 2**20
@@ -102,7 +103,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             if grad_h_ND is not None:
                 grad_h_ND[rows] = grad_CV @ table_VD
             if grad_weight_VD is not None:
-                _add_product(grad_weight_VD[:n_vocab], grad_CV.T, h_CD)
+                add_product(grad_weight_VD[:n_vocab], grad_CV.T, h_CD)
         ctx.shares_dtype = shares_N.dtype
         weight_grad = None if grad_weight_VD is None else grad_weight_VD.to(weight_VD.dtype)
         ctx.save_for_backward(grad_h_ND, weight_grad, losses_N)
@@ -122,11 +123,3 @@ def _times(gradient: Tensor | None, grad: Tensor) -> Tensor | None:
     if gradient is None or (grad.device.type == "cpu" and grad.item() == 1.0):
         return gradient
     return gradient * grad.to(gradient.dtype)
-
-
-def _add_product(total_VD: Tensor, a_VC: Tensor, b_CD: Tensor) -> None:
-    """total += a @ b, without a second table where the types allow it."""
-    if total_VD.dtype == a_VC.dtype == b_CD.dtype and not torch.is_autocast_enabled(total_VD.device.type):
-        total_VD.addmm_(a_VC, b_CD)
-    else:
-        total_VD += a_VC @ b_CD

@@ -82,6 +82,7 @@ class Adam(Optimizer):
     other.
     """
 
+    gated = True
     plain: ClassVar[Callable[..., None]] = staticmethod(adam_step)
     fused: ClassVar[Callable[..., Any]] = staticmethod(torch._fused_adam_)
 
@@ -96,6 +97,8 @@ class Adam(Optimizer):
         lr_scale: dict[str, float] | None = None,
     ) -> None:
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        self._blocked: Tensor | None = None
+        """1.0 on the device if the step that is being made is to change nothing, else 0.0; None: it is made in any case."""
         super().__init__(params, defaults, lr_scale=lr_scale)
 
     def check(self, settings: dict[str, Any]) -> None:
@@ -115,14 +118,27 @@ class Adam(Optimizer):
         grads, steps = [param.grad for param in params], [state["step"] for state in states]
         means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
         settings = {name: group[name] for name in ("lr", "eps", "weight_decay")}
+        if self._blocked is not None and not fusable(params):
+            if self._blocked.item():
+                return
+            self._blocked = None
         torch._foreach_add_(steps, 1)
         if fusable(params):
             beta1, beta2 = group["betas"]
             options = {"beta1": beta1, "beta2": beta2, "amsgrad": False, "maximize": False}
-            self.fused(params, grads, means, squares, [], steps, **settings, **options)
+            self.fused(params, grads, means, squares, [], steps, **settings, **options, found_inf=self._blocked)
+            if self._blocked is not None:
+                torch._foreach_sub_(steps, [self._blocked] * len(steps))
             return
         for param, grad, mean, square, step in zip(params, grads, means, squares, steps, strict=True):
             self.plain(param, grad, mean, square, step=int(step), betas=group["betas"], **settings)
+
+    def step_if(self, ok: Tensor) -> None:
+        self._blocked = (~ok).float()
+        try:
+            self.step()
+        finally:
+            self._blocked = None
 
 
 class AdamW(Adam):

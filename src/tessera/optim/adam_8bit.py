@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from tessera.errors import SettingError
 from tessera.optim.adam import AdamW, adamw_step
+from tessera.optim.optimizer import Optimizer
 from tessera.optim.parameter_groups import KINDS
 from tessera.optim.quantize import code, dequantize, n_blocks, quantize
 
@@ -68,6 +69,9 @@ class AdamW8Bit(AdamW):
 
     `keep` are the kinds of parameters ("matrix", "table", "vector") whose means stay in float32, as AdamW's.
     """
+
+    gated = False
+    step_if = Optimizer.step_if
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from torch.optim.optimizer import ParamsT
 
 from tessera.errors import SettingError
 from tessera.optim.adam import AdamW
-from tessera.optim.optimizer import check_share
+from tessera.optim.optimizer import Optimizer, check_share
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5, chosen by Jordan for a steep slope at 0: five steps take a singular value from
@@ -111,6 +111,9 @@ class Muon(AdamW):
     `products = "bf16"` makes the orthogonal update in bfloat16, as Jordan does: 3 digits, and faster on a processor
     that has it.
     """
+
+    gated = False
+    step_if = Optimizer.step_if
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -53,6 +53,9 @@ class Optimizer(torch.optim.Optimizer, ABC):
     names (`embedding`, `blocks.0.*`); where several match, all of them count. It needs the names: `groups` has them.
     """
 
+    gated: ClassVar[bool] = False
+    """Whether `step_if` decides on the device, without asking it."""
+
     def __init__(
         self, params: ParamsT, defaults: dict[str, Any], *, lr_scale: Mapping[str, float] | None = None
     ) -> None:
@@ -77,6 +80,13 @@ class Optimizer(torch.optim.Optimizer, ABC):
         if not state:
             state.update(self.fresh(param, group))
         return state
+
+    def allocate(self) -> None:
+        """Make the state of every parameter now, not in its first step: where there is no memory for it, it is told
+        before anything is learned."""
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state_of(param, group)
 
     def count(self, states: list[dict[str, Tensor]]) -> list[int]:
         """The number of this step, 1, 2, ..., in each state's `step`; read from a device all at once."""
@@ -121,6 +131,11 @@ class Optimizer(torch.optim.Optimizer, ABC):
             if params:
                 self.update(params, group)
         return loss
+
+    def step_if(self, ok: Tensor) -> None:
+        """A step if `ok`, which lies on the parameters' device, is true; else nothing changes, not by a bit."""
+        if bool(ok):
+            self.step()
 
 
 def _grouped(params: ParamsT) -> list[dict[str, Any]]:

@@ -4,8 +4,10 @@ A checkpoint is a step's named tensors and a dictionary. Once `write` returns it
 process; what `read` returns is what was written, bit for bit, or it is an error.
 """
 
+import hashlib
+import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,7 +23,7 @@ class Loaded:
     """A checkpoint that verified. `skipped` says of each newer one why it was passed over."""
 
     step: int
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     meta: dict[str, Any]
     skipped: list[str] = field(default_factory=list)
 
@@ -57,7 +59,7 @@ class CheckpointStore(ABC):
         """The steps that there are, oldest first, damaged ones too."""
 
     @abstractmethod
-    def _read(self, step: int, prefix: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(self, step: int, prefix: str | None) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         """One step's tensors and dictionary; `DamagedError` names what does not verify, `KeyError`: it is not there."""
 
     def read(self, step: int | None = None, *, prefix: str | None = None) -> Loaded:
@@ -119,7 +121,11 @@ class CheckpointStore(ABC):
 
 
 class Index:
-    """The table of checkpoints: which are there, which is the best, which were left behind by going back."""
+    """The table of checkpoints: which are there, which is the best, which were left behind by going back.
+
+    These flags decide which checkpoint counts, so each row is sealed with a sha256. Where a seal does not fit, nothing
+    is guessed: a checkpoint can be asked for by its number, and going back to it seals the rows anew.
+    """
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -135,6 +141,7 @@ class Index:
                    written = excluded.written, best = best AND NOT abandoned, abandoned = 0""",
                 (step, now()),
             )
+            _seal(connection, "WHERE step = ?", (step,))
 
     def remove(self, step: int) -> None:
         with self.database.transaction() as connection:
@@ -143,13 +150,41 @@ class Index:
     def mark_best(self, step: int) -> None:
         with self.database.transaction() as connection:
             connection.execute("UPDATE checkpoints SET best = (step = ?)", (step,))
+            _seal(connection)
+
+    def abandon_after(self, step: int) -> None:
+        """Those of later steps are left behind."""
+        with self.database.transaction() as connection:
+            connection.execute("UPDATE checkpoints SET abandoned = 1 WHERE step > ?", (step,))
+            _seal(connection)
 
     def best(self) -> int | None:
-        found = self.database.query("SELECT step FROM checkpoints WHERE best")
-        return found[0][0] if found else None
+        return next((step for step, best, _ in self._flags() if best), None)
 
     def abandoned(self) -> set[int]:
-        return {step for (step,) in self.database.query("SELECT step FROM checkpoints WHERE abandoned")}
+        return {step for step, _, abandoned in self._flags() if abandoned}
+
+    def _flags(self) -> list[tuple[int, int, int]]:
+        """(step, best, abandoned) of each row, as it was written."""
+        known = self.database.query("SELECT 1 FROM pragma_table_info('checkpoints') WHERE name = 'seal'")
+        seal = "seal" if known else "NULL"  # a run of before there was one, on a disk that cannot be written
+        rows = self.database.query(f"SELECT step, best, abandoned, {seal} FROM checkpoints")
+        for *flags, found in rows:
+            if found is not None and found != _digest(*flags):
+                why = f"its index of checkpoints is not what was written at step {flags[0]}"
+                raise DamagedError(self.database.path, f"{why}; name the checkpoint to use (--step)")
+        return [(step, best, abandoned) for step, best, abandoned, _ in rows]
+
+
+def _seal(connection: sqlite3.Connection, where: str = "", given: Sequence[Any] = ()) -> None:
+    rows = connection.execute(f"SELECT step, best, abandoned FROM checkpoints {where}", given).fetchall()
+    connection.executemany(
+        "UPDATE checkpoints SET seal = ? WHERE step = ?", [(_digest(*flags), flags[0]) for flags in rows]
+    )
+
+
+def _digest(step: Any, best: Any, abandoned: Any) -> str:
+    return hashlib.sha256(repr((step, best, abandoned)).encode()).hexdigest()
 
 
 def now() -> str:

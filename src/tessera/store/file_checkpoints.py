@@ -7,14 +7,14 @@ the run is next opened for training. Folders that another run made are read, but
 
 import re
 from collections.abc import Iterator, Mapping, Set
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from tessera.errors import DamagedError, InputError, StorageError
-from tessera.store import manifest
+from tessera.store import manifest, parts
 from tessera.store.checkpoints import CheckpointStore, now
 from tessera.store.files import (
     Written,
@@ -30,10 +30,12 @@ from tessera.store.files import (
     write_new,
 )
 from tessera.store.manifest import Manifest, read_manifest
+from tessera.store.parts import Parts
 from tessera.store.sqlite import Database
 from tessera.store.tensors import check_tensors, read_safetensors, safetensors_chunks
 
 STATE, TENSORS = "state.json", ".safetensors"
+ALWAYS = (STATE, parts.INDEX)  # what is read of a step whichever group is asked for
 STEP = re.compile(r"step-(\d{6,})")
 ASIDE = re.compile(r"(step-\d{6,})\.old-[0-9a-f]{8}-[0-9a-f]{8}")  # the former content of a step being replaced
 
@@ -63,6 +65,17 @@ class FileCheckpoints(CheckpointStore):
         self._check_write(step, keep)
         check_tensors(tensors)
         state = to_json(dict(meta)).encode()
+        with self.staged(step) as folder:
+            self._fill(folder, step, tensors, state)
+        self.settle(step, keep, protect)
+
+    @contextmanager
+    def staged(self, step: int) -> Iterator[Path]:
+        """A folder for the files of `step`, which has its name, or is gone, when the block has ended.
+
+        The block flushes each file to the disk, ends with `write_manifest`, and is followed by `settle`.
+        """
+        self._check_write(step, 1)
         self.index.database.flush()  # the metrics up to this step must not be younger than it
         target = self.folder / folder_name(step)
         temporary = self._beside(target, "tmp")
@@ -70,7 +83,7 @@ class FileCheckpoints(CheckpointStore):
         try:
             make_folders(self.folder)
             make_folder(temporary)
-            self._fill(temporary, step, tensors, state)
+            yield temporary
             if target.exists():
                 aside = self._beside(target, "old")
                 rename(target, aside)
@@ -82,6 +95,9 @@ class FileCheckpoints(CheckpointStore):
                 with suppress(OSError):  # best effort: `steps` and `read` find it under either name
                     aside.rename(target)
             raise
+
+    def settle(self, step: int, keep: int, protect: Set[int]) -> None:
+        """Make the name of a step that was staged durable, and remove what may go."""
         fsync_folder(self.folder)
         self.index.add(step)
         self._rotate(step, keep, protect)
@@ -96,6 +112,10 @@ class FileCheckpoints(CheckpointStore):
         for group, members in groups.items():
             files[group + TENSORS] = write_new(folder / (group + TENSORS), safetensors_chunks(members))
         files[STATE] = write_new(folder / STATE, [state])
+        self.write_manifest(folder, step, files)
+
+    def write_manifest(self, folder: Path, step: int, files: dict[str, Written]) -> None:
+        """The last file of a step, which makes it whole."""
         content = Manifest(self._run_id, step, now(), files).to_bytes()
         write_new(folder / manifest.NAME, [content])
         fsync_folder(folder)
@@ -162,7 +182,7 @@ class FileCheckpoints(CheckpointStore):
     def steps(self) -> list[int]:
         return sorted(self._folders())
 
-    def _read(self, step: int, prefix: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(self, step: int, prefix: str | None) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
         while (folder := self._folders().get(step)) is not None:
             before = _identity(folder)
             if before is None:  # gone between the two looks
@@ -199,14 +219,16 @@ def step_of(name: str) -> int | None:
     return step if step is not None and folder_name(step) == name else None
 
 
-def _load(folder: Path, step: int, prefix: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _load(folder: Path, step: int, prefix: str | None) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """Verify the sizes of all files and the content of those that are needed, then read these."""
     content = read_manifest(folder)
     if content.step != step:
         raise DamagedError(folder / manifest.NAME, f"it is of step {content.step}")
-    needed = {name for name in content.files if prefix is None or name in (STATE, prefix + TENSORS)}
+    needed = {name for name in content.files if name in ALWAYS or prefix in (None, name.split(".")[0])}
     for name, written in content.files.items():
         check_written(folder / name, written, digest=name in needed)
+    if parts.INDEX in content.files:
+        return Parts(folder, prefix), read_json(folder / STATE)
     tensors = {
         f"{name.removesuffix(TENSORS)}.{rest}": tensor
         for name in sorted(needed - {STATE})

@@ -58,7 +58,17 @@ def _events(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_first_tables, _events]
+def _draws(connection: sqlite3.Connection) -> None:
+    """What each step read: the data cursor before its first micro-batch, and the rows of each."""
+    connection.execute("CREATE TABLE draws (step INTEGER PRIMARY KEY, cursor TEXT NOT NULL, rows TEXT NOT NULL)")
+
+
+def _seals(connection: sqlite3.Connection) -> None:
+    """A sha256 over the flags of each checkpoint; NULL where they were written before there was one."""
+    connection.execute("ALTER TABLE checkpoints ADD COLUMN seal TEXT")
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_first_tables, _events, _draws, _seals]
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

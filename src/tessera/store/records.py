@@ -1,13 +1,13 @@
-"""What a run writes down while it goes on: metrics, samples, evaluations, events, facts about itself, its ancestors."""
+"""What a run writes down while it goes on: metrics, what it read, samples, evaluations, events, facts, ancestors."""
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tessera.store.checkpoints import now
+from tessera.store.checkpoints import Index, now
 from tessera.store.files import to_json
 from tessera.store.sqlite import Database
 
@@ -42,6 +42,15 @@ class Event:
     cursor: dict[str, Any] | None = None
     """Where in the data: the cursor after the batches of the step."""
     written: str = ""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a step read: where in the data its first micro-batch began, and how many rows each of them has."""
+
+    step: int
+    cursor: dict[str, Any]
+    rows: list[int]
 
 
 @dataclass(frozen=True)
@@ -93,6 +102,24 @@ class Records:
         )
         return {name: (step, _from_column(value)) for name, step, value in rows}
 
+    def log_draw(self, step: int, cursor: Mapping[str, Any], rows: Sequence[int]) -> None:
+        """Note what a step read; on the disk when its metrics are."""
+        row = (step, to_json(dict(cursor)), to_json(list(rows)))
+        self._database.append("INSERT OR REPLACE INTO draws (step, cursor, rows) VALUES (?, ?, ?)", row)
+
+    def draw(self, step: int | None = None) -> Draw | None:
+        """What `step` read, or the last one that was noted; None where nothing was."""
+        if not self._has("draws"):
+            return None
+        where, given = ("WHERE step = ?", (step,)) if step is not None else ("", ())
+        rows = self._database.query(f"SELECT step, cursor, rows FROM draws {where} ORDER BY step DESC LIMIT 1", given)
+        return Draw(rows[0][0], json.loads(rows[0][1]), json.loads(rows[0][2])) if rows else None
+
+    def rows_drawn(self, step: int) -> int:
+        """How many rows the steps up to `step` read."""
+        rows = self._database.query("SELECT rows FROM draws WHERE step <= ?", (step,))
+        return sum(sum(json.loads(text)) for (text,) in rows)
+
     def add_sample(self, step: int, prompt: str, text: str) -> None:
         """Note what the model said."""
         with self._database.transaction() as connection:
@@ -135,13 +162,17 @@ class Records:
 
     def events(self) -> list[Event]:
         """All events, in the order in which they were noted: going back does not undo them."""
-        if not self._database.query("SELECT 1 FROM sqlite_master WHERE name = 'events'"):
-            return []  # a run of before there were any, on a disk that cannot be written
+        if not self._has("events"):
+            return []
         rows = self._database.query("SELECT step, kind, action, detail, cursor, written FROM events ORDER BY id")
         return [
             Event(step, kind, action, detail, json.loads(cursor), written)
             for step, kind, action, detail, cursor, written in rows
         ]
+
+    def _has(self, table: str) -> bool:
+        """False for a run of before there was this table, on a disk that cannot be written."""
+        return bool(self._database.query("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)))
 
     def lineage(self) -> list[Ancestor]:
         """The runs that this one descends from, the nearest first."""
@@ -149,15 +180,15 @@ class Records:
         return [Ancestor(id, Path(path), step) for id, path, step in rows]
 
     def truncate_after(self, step: int) -> None:
-        """Go back to `step`: forget the metrics, samples and evaluations of later steps.
+        """Go back to `step`: forget the metrics, samples, evaluations and draws of later steps.
 
         Later checkpoints stay readable by their number, but no longer count as the newest, and are the first to go once
         the run has written a new one.
         """
         with self._database.transaction() as connection:
-            for table in ("metrics", "samples", "evaluations"):
+            for table in ("metrics", "samples", "evaluations", "draws"):
                 connection.execute(f"DELETE FROM {table} WHERE step > ?", (step,))
-            connection.execute("UPDATE checkpoints SET abandoned = 1 WHERE step > ?", (step,))
+            Index(self._database).abandon_after(step)
 
 
 def _to_column(value: float) -> float | None:

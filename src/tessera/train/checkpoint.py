@@ -19,8 +19,13 @@ from tessera.errors import InputError
 CURSOR = "_extra_state"  # where an objective's state_dict keeps its data cursor
 
 
-def capture(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state as (tensors, JSON); the tensors are the live ones, to be written before the next step."""
+def capture(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, names: Mapping[int, str] | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state as (tensors, JSON); the tensors are the live ones, to be written before the next step.
+
+    `names` are those of the optimizer's parameters by `id`, where they are not the objective's own.
+    """
     tensors: dict[str, Tensor] = {}
     meta: dict[str, Any] = {"cursor": None}
     for name, value in objective.state_dict().items():
@@ -28,7 +33,7 @@ def capture(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dic
             meta["cursor"] = value
         else:
             tensors[name] = value
-    names = _parameter_names(objective)
+    names = _parameter_names(objective) if names is None else names
     scalars: dict[str, dict[str, Any]] = {}
     for parameter, state in optimizer.state.items():
         name = names[id(parameter)]
@@ -48,12 +53,16 @@ def capture(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dic
             for group in optimizer.param_groups
         ],
     }
-    rng_tensors, meta["rng"] = _capture_rng()
+    rng_tensors, meta["rng"] = capture_generators()
     return tensors | rng_tensors, meta
 
 
 def restore(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    names: Mapping[int, str] | None = None,
 ) -> None:
     """Put a captured state back, bit for bit, into an objective and an optimizer of the same shapes."""
     weights = {name: value for name, value in tensors.items() if not name.startswith(("optimizer.", "rng."))}
@@ -62,8 +71,8 @@ def restore(
         weights[CURSOR] = meta["cursor"]
     _check_same(own, weights)
     objective.load_state_dict(weights)
-    _restore_optimizer(objective, optimizer, tensors, meta["optimizer"])
-    _restore_rng(tensors, meta["rng"])
+    _restore_optimizer(_parameter_names(objective) if names is None else names, optimizer, tensors, meta["optimizer"])
+    restore_generators(tensors, meta["rng"])
 
 
 def _check_same(own: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:
@@ -82,9 +91,8 @@ def _parameter_names(objective: nn.Module) -> dict[int, str]:
 
 
 def _restore_optimizer(
-    objective: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
+    names: Mapping[int, str], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
 ) -> None:
-    names = _parameter_names(objective)
     state: dict[str, dict[str, Any]] = {name: dict(values) for name, values in meta["scalars"].items()}
     for full_name, value in tensors.items():
         if full_name.startswith("optimizer."):
@@ -114,14 +122,15 @@ def seed_generators(seed: int) -> None:
     torch.manual_seed(seed)  # and CUDA's
 
 
-def _capture_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture_generators() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Where every global generator of this process stands, as (tensors named `rng.*`, JSON)."""
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     tensors = {
         "rng.torch": torch.get_rng_state(),
         "rng.numpy": torch.from_numpy(np.asarray(keys).astype(np.int64)),
     }
-    for index in range(torch.cuda.device_count()):
+    for index in _gpus():
         tensors[f"rng.cuda.{index}"] = torch.cuda.get_rng_state(index)
     return tensors, {
         "python": [version, list(internal), gauss],
@@ -129,12 +138,20 @@ def _capture_rng() -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
 
 
-def _restore_rng(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+def restore_generators(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Let them go on from there."""
     version, internal, gauss = meta["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, position, has_gauss, cached = meta["numpy"]
     np.random.set_state((kind, tensors["rng.numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(tensors["rng.torch"].clone())
-    for index in range(torch.cuda.device_count()):
+    for index in _gpus():
         if f"rng.cuda.{index}" in tensors:
             torch.cuda.set_rng_state(tensors[f"rng.cuda.{index}"].clone(), index)
+
+
+def _gpus() -> list[int]:
+    """Those that this process draws on: one of several processes has its own GPU and leaves the others alone."""
+    if torch.distributed.is_initialized():
+        return [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    return list(range(torch.cuda.device_count()))

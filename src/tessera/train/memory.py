@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.errors import SettingError
+from tessera.errors import InputError, SettingError
+from tessera.optim.optimizer import Optimizer
 
 Result = TypeVar("Result")
 ASKED = re.compile(r"tried to allocate [\d.]+ \w+", re.IGNORECASE)
@@ -36,14 +37,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in SAID)
 
 
+def allocate(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimizer take the memory for its state; `InputError` where there is not enough."""
+    if not isinstance(optimizer, Optimizer):
+        return
+    try:
+        optimizer.allocate()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size, kind = f"{optimizer.memory() / 1e9:.2f} GB", type(optimizer).__name__
+        raise InputError(
+            f"the state of {kind} does not fit into memory: it needs {size} beside the weights; take a smaller model, "
+            "or an optimizer that keeps less (adamw-8bit, adafactor)"
+        ) from None
+
+
 def cut(batch: Any, parts: int) -> list[Any]:
     """A batch in `parts` of its rows, as even as may be; those in which nothing is learned are left out.
 
     A batch is a dataclass whose tensors have a row for each sample.
     """
-    rows = _rows(batch)
+    rows = n_rows(batch)
     ends = [round(rows * number / parts) for number in range(parts + 1)]
-    pieces = [_slice(batch, start, end) for start, end in pairwise(ends) if end > start]
+    pieces = [rows_of(batch, slice(start, end)) for start, end in pairwise(ends) if end > start]
     return [piece for piece in pieces if piece.n_targets]
 
 
@@ -52,12 +69,14 @@ def _tensors(batch: Any) -> dict[str, Tensor]:
     return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 
 
-def _rows(batch: Any) -> int:
+def n_rows(batch: Any) -> int:
+    """The samples in a batch."""
     return len(next(iter(_tensors(batch).values())))
 
 
-def _slice(batch: Any, start: int, end: int) -> Any:
-    return dataclasses.replace(batch, **{name: value[start:end] for name, value in _tensors(batch).items()})
+def rows_of(batch: Any, rows: slice) -> Any:
+    """Some rows of a batch, as a batch."""
+    return dataclasses.replace(batch, **{name: value[rows] for name, value in _tensors(batch).items()})
 
 
 @dataclass
@@ -67,6 +86,10 @@ class MemoryFit:
     parts: int = 1
     """How many each drawn micro-batch is cut into."""
     say: Callable[[str], None] = lambda line: None
+    processes: int = 1
+    """So many share each micro-batch by its rows."""
+    anywhere: Callable[[bool], bool] = lambda refused: refused
+    """Whether memory was refused to any of the processes, from whether it was to this one."""
 
     def run(
         self, micro_batches: Sequence[Any], work: Callable[[list[Any]], Result], undo: Callable[[], None]
@@ -75,14 +98,16 @@ class MemoryFit:
         generators = None
         while True:
             generators = generators or _generators()
-            refusal = self._attempt(micro_batches, work)
-            if not isinstance(refusal, _Refused):
-                return refusal
+            result = self._attempt(micro_batches, work)
+            said = result.said if isinstance(result, _Refused) else None
+            if not self.anywhere(said is not None):
+                return result  # type: ignore[return-value]
+            del result
             undo()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._halve(micro_batches, refusal.said)
+            self._halve(micro_batches, said or "refused to another process")
             _set_generators(generators)
 
     def _attempt(self, micro_batches: Sequence[Any], work: Callable[[list[Any]], Result]) -> "Result | _Refused":
@@ -98,8 +123,8 @@ class MemoryFit:
             return _Refused(asked[0] if asked else "refused")
 
     def _halve(self, micro_batches: Sequence[Any], said: str) -> None:
-        rows = max(_rows(batch) for batch in micro_batches)
-        if self.parts >= rows:
+        rows = max(n_rows(batch) for batch in micro_batches)
+        if self.parts * self.processes >= rows:
             needed = "a smaller model or a shorter model.context: one row of a batch does not fit into memory"
             raise SettingError("train.batch_size", rows, f"{needed} ({said})")
         self.parts *= 2

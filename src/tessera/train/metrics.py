@@ -14,6 +14,12 @@ def on_host(metrics: Mapping[str, Tensor | float], like: Tensor, *, vectors: boo
     >>> on_host({"loss": 2.0, "load": torch.tensor([0.25, 0.75])}, like=torch.tensor(0.0))
     {'loss': 2.0, 'load.0': 0.25, 'load.1': 0.75}
     """
+    names, numbers = packed(metrics, like, vectors=vectors)
+    return dict(zip(names, numbers.tolist(), strict=True))
+
+
+def packed(metrics: Mapping[str, Tensor | float], like: Tensor, *, vectors: bool = True) -> tuple[list[str], Tensor]:
+    """The names of `on_host`, and the numbers as one tensor where and as `like` is."""
     names: list[str] = []
     parts: list[Tensor] = []
     for name, value in metrics.items():
@@ -21,7 +27,7 @@ def on_host(metrics: Mapping[str, Tensor | float], like: Tensor, *, vectors: boo
         if part.ndim == 0 or vectors:
             names += [name] if part.ndim == 0 else [f"{name}.{i}" for i in range(part.numel())]
             parts.append(part.flatten())
-    return dict(zip(names, torch.cat(parts).tolist(), strict=True)) if parts else {}
+    return names, torch.cat(parts) if parts else like.new_empty(0)
 
 
 class Means:

@@ -1,8 +1,13 @@
 """In which numbers a step computes: chosen by measuring the machine once, said, and kept with the run.
 
-The weights, the gradients of a whole batch and the optimizer's state are fp32 in any case. Under "bf16" and "fp16" the
-products are in half of it, by autocast (Micikevicius et al. 2018, "Mixed Precision Training"); fp16, whose range is
-small, needs a loss scaler beside it.
+The weights, the gradients of a whole batch and the optimizer's state are fp32 in any case. What differs are products:
+
+    fp32   real fp32: 24 bits of mantissa, on a GPU too
+    tf32   fp32 numbers of which a GPU's product reads 11 bits of mantissa, summed up in fp32; a GPU of 2020 or later
+    bf16   numbers of 16 bits with the range of fp32, by autocast (Micikevicius et al. 2018, "Mixed Precision Training")
+    fp16   of 16 bits with more digits and little range, so that it needs a loss scaler beside it
+    fp8    the linear layers of the blocks in 8 bits (`tessera.ops.float8`), all else as in bf16; a GPU of compute
+           capability 8.9 or later. Never taken by "auto", as it is not the same model to the last percent
 
 Two libraries multiply fp32 matrices on a CPU: MKL, which is PyTorch's choice and slow on some processors, and oneDNN.
 PyTorch goes to oneDNN for fp32 only under a flag that allows it bf16 arithmetic; on a processor without such units the
@@ -23,9 +28,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessera.errors import SettingError
+from tessera.model.decoder import Decoder
+from tessera.model.float8 import use_float8
+from tessera.ops.float8 import MULTIPLE
 
-Choice = Literal["auto", "fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Choice = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"]
+DTYPES = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.bfloat16,  # of what is not a product of a block's linear layer
+}
+NEEDS = {"tf32": (8, 0), "fp8": (8, 9)}
+"""The least compute capability of a GPU, where no other device will do."""
 
 WORTH = 1.2
 """So many times faster another way must be to be taken."""
@@ -65,15 +81,27 @@ class Precision:
     @contextmanager
     def step(self) -> Iterator[None]:
         """Around forward and backward: the flag for fp32 products, put back as it was."""
-        if not self.onednn:
+        if self.onednn:
+            with fp32_through_onednn():
+                yield
+        elif self.name == "tf32":
+            with products_in_tf32():
+                yield
+        else:
             yield
-            return
-        with fp32_through_onednn():
-            yield
+
+    def prepare(self, model: Decoder) -> str:
+        """Make what must be made of a model before it trains in this precision; what was done, in words."""
+        if self.name != "fp8":
+            return ""
+        n, of = use_float8(model)
+        if not n:
+            raise SettingError("train.precision", "fp8", f"a model with linear layers of multiples of {MULTIPLE}")
+        return f"{n} of {of} linear layers of the blocks train in 8 bits"
 
     def forward(self, device: torch.device) -> Any:
         """Around a forward pass: autocast, unless all is fp32."""
-        if self.name == "fp32":
+        if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(device.type, dtype=self.dtype, cache_enabled=True)
 
@@ -101,6 +129,19 @@ def fp32_through_onednn() -> Iterator[None]:
         matmul.fp32_precision = before
 
 
+@contextmanager
+def products_in_tf32() -> Iterator[None]:
+    """Products of fp32 matrices on a GPU read 11 bits of mantissa."""
+    # Not by torch.backends.cuda.matmul.fp32_precision: PyTorch's compiler reads the older of the two flags, and PyTorch
+    # refuses to tell it where the newer one was set.
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def choose(choice: Choice, device: torch.device, shape: Shape) -> Precision:
     """What `train.precision` means for a model of `shape` on `device`; a `SettingError` if the device cannot."""
     if choice == "auto":
@@ -110,8 +151,27 @@ def choose(choice: Choice, device: torch.device, shape: Shape) -> Precision:
     return Precision(choice, reason="asked for")
 
 
+def go_on(kept: Precision, device: torch.device, shape: Shape) -> Precision:
+    """What "auto" chose when the run began, on the machine that it is resumed on; a `SettingError` if that cannot.
+
+    Where oneDNN would round to bf16 here, the products of a run in fp32 go to PyTorch's own library instead.
+    """
+    if kept.onednn and not _onednn_is_exact(shape):
+        return Precision(kept.name, reason="oneDNN, which the run began with, rounds to bf16 on this machine")
+    if kept.name != "fp32":
+        _check_runs(kept.name, device)
+    return kept
+
+
 def _check_runs(choice: str, device: torch.device) -> None:
     """One small product and its gradient, in the precision that was asked for."""
+    if (needed := NEEDS.get(choice)) is not None:
+        found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        if found is None or found < needed:
+            has = "which is no GPU" if found is None else f"which has {found[0]}.{found[1]}"
+            expected = f"for a GPU of compute capability {needed[0]}.{needed[1]} or later, not {device}, {has}"
+            raise SettingError("train.precision", choice, f"{expected}: take auto, bf16 or fp32")
+        return
     try:
         with Precision(choice).forward(device):
             x = torch.ones(8, 8, device=device, requires_grad=True)

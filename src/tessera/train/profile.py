@@ -5,8 +5,9 @@ whatever was computed twice, over what this machine does in one large product of
 """
 
 import math
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,29 +15,59 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from tessera.train.precision import Precision
 
 KINDS = {
-    "attention": ("scaled_dot_product", "flash", "flex_attention", "_Formula"),
-    "optimizer": ("_fused_adam", "_foreach", "Optimizer"),
+    "attention": ("scaled_dot_product", "flash", "flex_attention", "fmha", "efficient_attention", "_Formula"),
+    "optimizer": ("_fused_adam", "FusedAdam", "_foreach", "multi_tensor_apply", "Optimizer"),
     "products": (
         "aten::mm",
         "aten::addmm",
         "aten::bmm",
         "aten::baddbmm",
         "aten::linear",
+        "_scaled_mm",
         "mkldnn",
         "gemm",
-        "sm90_xmma",
+        "xmma",
+        "cutlass",
+        "nvjet",
     ),
-    "softmax, norms and sums": ("softmax", "norm", "sum", "mean", "amax", "logsumexp"),
-    "copies and fills": ("copy", "fill", "zero", "cat", "index", "clone", "Memcpy", "Memset", "empty"),
+    # Of what the compiler has fused, by the kind of its loops: over rows that are summed up, or over single numbers.
+    "softmax, norms and sums": ("triton_red", "triton_per", "softmax", "norm", "Norm", "sum", "mean", "amax", "reduce"),
+    "single numbers": ("triton_poi", "elementwise", "vectorized"),
+    "copies and fills": ("copy", "fill", "zero", "cat", "index", "clone", "Memcpy", "Memset", "empty", "gather"),
+    "calls": (
+        "autograd::",
+        "Backward",
+        "ProfilerStep",
+        "aten::detach",
+        "aten::view",
+        "aten::_unsafe_view",
+        "aten::reshape",
+        "aten::t",
+        "aten::transpose",
+        "aten::as_strided",
+        "aten::expand",
+        "aten::slice",
+        "aten::select",
+        "aten::split",
+        "aten::narrow",
+        "aten::unsqueeze",
+        "aten::squeeze",
+        "aten::permute",
+        "cuda",
+    ),
 }
-"""The first kind one of whose words is in an operation's name; what has none is arithmetic on single numbers."""
+"""The first kind one of whose words is in an operation's name; an exact name of "calls" only as a whole. What has none
+is arithmetic on single numbers. Calls are what the processor does between the operations, and where it views memory."""
 OTHER = "single numbers"
 MOST = 12
+LONGEST = 76
+"""Letters of a name that are shown: a kernel's is as long as its template."""
 
 
 @dataclass
@@ -68,6 +99,9 @@ class StepProfiler:
             yield
             return
         if self._profile is None:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it writes between the lines of the run
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
             self._profile = profile(activities=self._activities()).__enter__()
         start = time.perf_counter()
         yield
@@ -93,11 +127,11 @@ class StepProfiler:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(self.folder / "trace.json"))
         on_gpu = self.device.type == "cuda"
-        times = {
-            event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6
-            for event in self._profile.key_averages()
-        }
+        times = seconds_by_name(self._profile.key_averages(), on_gpu=on_gpu)
         self.report = table(times, self._seconds, self.steps)
+        if on_gpu:
+            held, most = torch.cuda.memory_allocated(self.device), torch.cuda.max_memory_allocated(self.device)
+            self.report.append(f"memory: {held / 1e9:.2f} GB between two steps, {most / 1e9:.2f} GB at most within one")
         self.report.append(f"trace of {self.steps} steps: {self.folder / 'trace.json'}")
 
     def lines(self) -> list[str]:
@@ -108,19 +142,37 @@ class StepProfiler:
 
     def _utilisation(self) -> str:
         rate, peak = median(self._rates), product_peak(self.device, self.precision)
+        kind = "bf16" if self.precision.name == "fp8" else self.precision.name
         return (
             f"MFU {rate * self.flops_per_token / peak:.0%}: {rate:,.0f} tokens/s x {self.flops_per_token / 1e6:,.1f} "
-            f"MFLOP a token, of {peak / 1e9:,.0f} GFLOP/s in a large {self.precision.name} product"
+            f"MFLOP a token, of {peak / 1e9:,.0f} GFLOP/s in a large {kind} product"
         )
+
+
+def seconds_by_name(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
+    """Of the profiler's averages: each moment under one name only.
+
+    On a GPU those of its kernels. The operations that started them carry the same time once more.
+    """
+    times: dict[str, float] = {}
+    for event in events:
+        if on_gpu and (event.device_type == DeviceType.CPU or event.is_user_annotation):
+            continue
+        micros = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        times[event.key] = times.get(event.key, 0.0) + micros / 1e6
+    return times
 
 
 def kind_of(name: str) -> str:
     """What an operation does, by its name.
 
-    >>> kind_of("aten::addmm"), kind_of("aten::gelu")
-    ('products', 'single numbers')
+    >>> kind_of("aten::addmm"), kind_of("aten::gelu"), kind_of("aten::t"), kind_of("aten::tanh")
+    ('products', 'single numbers', 'calls', 'single numbers')
     """
-    return next((kind for kind, words in KINDS.items() if any(word in name for word in words)), OTHER)
+    for kind, words in KINDS.items():
+        if any(name == word if word.startswith("aten::") and kind == "calls" else word in name for word in words):
+            return kind
+    return OTHER
 
 
 def table(times: dict[str, float], wall: float, n_steps: int) -> list[str]:
@@ -134,7 +186,7 @@ def table(times: dict[str, float], wall: float, n_steps: int) -> list[str]:
         found.append(f"  {seconds / total:6.1%}  {name}")
     found.append("the operations that take longest:")
     for name, seconds in sorted(times.items(), key=lambda item: -item[1])[:MOST]:
-        found.append(f"  {seconds / total:6.1%}  {1000 * seconds / n_steps:9.2f} ms a step  {name}")
+        found.append(f"  {seconds / total:6.1%}  {1000 * seconds / n_steps:9.2f} ms a step  {name[:LONGEST]}")
     return found
 
 

@@ -49,13 +49,14 @@ class TrainSettings(Settings):
     """Be done within this many minutes of updates: where the clock is ahead of the steps the schedule follows the
     clock, so that the rate has come down when the time is up. Only then is a run not the same on every machine."""
     precision: Choice = "auto"
-    """What products are computed in: fp32, bf16, fp16, or auto, which takes the fastest in a measurement at the start
-    and stays with it when the run is resumed. Weights are fp32 in any case."""
-    compile: bool = False
-    """Compile the blocks with torch.compile: minutes at the start, for steps that are faster on a GPU."""
-    checkpointing: PositiveInt | None = None
+    """What products are computed in: fp32, tf32, bf16, fp16, fp8, or auto, which takes the fastest in a measurement at
+    the start, of those that lose nothing, and stays with it when the run is resumed. Weights are fp32 in any case."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the blocks with torch.compile: a minute at the start, for steps that are faster on a GPU. auto: there."""
+    checkpointing: PositiveInt | Literal["selective"] | None = None
     """Keep the activations between so many blocks alone, and make the others again for the backward pass: less memory,
-    a third more time. None keeps all."""
+    a third more time. "selective" keeps the results of products and attention, and makes the cheap rest again: a third
+    less memory, a few percent more time. None keeps all."""
     prefetch: NonNegativeInt = 2
     """Batches made ahead on a thread; 0 makes each when it is needed."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -64,10 +65,13 @@ class TrainSettings(Settings):
     """How the batch grows to batch_size over the first steps: linear or doubling, with start and steps."""
     context_ramp: Spec | None = None
     """The same for the length of rows: each batch in shorter rows of as many tokens, of a divisor of model.context."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share a model: each has a copy of it (ddp), or a part of it and of the optimizer's state
+    (fsdp), for one that does not fit a device. One process alone needs neither."""
     device: str = "auto"
     """auto takes CUDA where there is one; else cpu, cuda, cuda:1, mps."""
     threads: NonNegativeInt = Field(default=0)
-    """CPU threads; 0 for all cores. Bit-for-bit resume needs the same number."""
+    """CPU threads of a process; 0 for all cores. Bit-for-bit resume needs the same number."""
 
     @field_validator("batch_ramp", "context_ramp")
     @classmethod

@@ -2,14 +2,16 @@
 
 A step draws `accumulate` micro-batches and makes one update of them (`tessera.train.step`); between two steps the loop
 looks up: logs, validates, samples, saves. Everything that decides the next step is in the checkpoint: a run that was
-killed goes on bit for bit as if it had not been (`tessera.train.checkpoint`).
+killed goes on bit for bit as if it had not been (`tessera.train.saving`). Where several processes train together each
+runs this loop, and they agree on whatever decides what happens next (`tessera.train.world`).
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -17,16 +19,18 @@ import torch
 from tessera.errors import DivergedError, SettingError
 from tessera.objectives.objective import Objective
 from tessera.store.checkpoints import CheckpointStore, Loaded
-from tessera.train.averages import PREFIX, Averages
-from tessera.train.checkpoint import capture, restore
+from tessera.train.averages import Averages
+from tessera.train.distributed import Parallel
 from tessera.train.interrupt import Interrupt
-from tessera.train.memory import MemoryFit
+from tessera.train.late import Begun, late_reading
+from tessera.train.memory import MemoryFit, allocate, n_rows
 from tessera.train.nonfinite import Guard, Trouble
 from tessera.train.precision import FP32, Precision
 from tessera.train.profile import StepProfiler
+from tessera.train.saving import Saving
 from tessera.train.settings import TrainSettings
 from tessera.train.spikes import SpikeDetector
-from tessera.train.step import Step
+from tessera.train.step import Step, Taken
 from tessera.train.stopwatch import Stopwatch
 
 
@@ -71,6 +75,9 @@ class Trainer:
     `validate` gives the validation loss, `sample` writes samples; both are called between steps, with the model in
     evaluation mode, and must leave the global random generators alone. `watch` sees each step, `say` is told what else
     is worth knowing.
+
+    Of several processes, which share the work by `parallel`, all validate, all have the checkpoints open, and only the
+    first has a `log`. `sample` is called where it is given; fsdp wants it on all.
     """
 
     objective: Objective
@@ -86,6 +93,11 @@ class Trainer:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = FP32
     profiler: StepProfiler | None = None
+    parallel: Parallel | None = None
+    late_anywhere: bool = False
+    """Whether figures are read one step late also where no GPU would wait for it."""
+    drew: Callable[[int, Mapping[str, Any], list[int]], None] = lambda step, cursor, rows: None
+    """Is told what a step read: the data cursor before it, and the rows of each of its micro-batches."""
 
     def __post_init__(self) -> None:
         self.step = 0
@@ -102,17 +114,24 @@ class Trainer:
         self._batch_ramp, self._context_ramp = self.settings.ramp("batch_ramp"), self.settings.ramp("context_ramp")
         self._step = Step(self.objective, self.optimizer, self.settings.clip, self.device, self.clock)
         self._step.precision, self._step.averages = self.precision, self._averages
+        self._step.parallel = self.parallel = self.parallel or Parallel(self.objective)
+        self._world = self.parallel.world
         self._step.guard = Guard(
             on_nonfinite=self.settings.on_nonfinite,
             on_spike=self.settings.on_spike,
             limit=self.settings.max_passed_over,
             spikes=SpikeDetector(threshold=self.settings.spike_threshold),
         )
-        self._step.memory = MemoryFit(say=self._say_memory)
+        self._step.memory = MemoryFit(
+            say=self._say_memory, processes=self._world.size, anywhere=self.parallel.refused_anywhere
+        )
+
+        self._late = late_reading(self._step, self.settings.ema, anywhere=self.late_anywhere, say=self.say)
+        self._unread: Begun | None = None
+        """The step that was begun last, if nobody knows yet what came of it."""
 
     def resume(self, step: int | None = None) -> list[str]:
         """Go on from checkpoint `step`, or from the newest that verifies; what was skipped is returned."""
-        assert self.checkpoints is not None, "resume needs a checkpoint store"
         loaded = self._restore(step)
         progress = loaded.meta["progress"]
         self.seconds = progress["seconds"]
@@ -120,18 +139,18 @@ class Trainer:
         if "guard" in loaded.meta:
             self._step.guard.restore(loaded.meta["guard"])
             self._step.memory.parts = loaded.meta["parts"]
-        if progress["improved"]:  # a kill may have come between the write and its mark
-            self.checkpoints.mark_best(loaded.step)
+        if progress["improved"] and (saving := self._saving):  # a kill may have come between the write and its mark
+            saving.mark_best(loaded.step)
         return loaded.skipped
 
+    @property
+    def _saving(self) -> Saving | None:
+        return None if self.checkpoints is None else Saving(self._step, self.checkpoints)
+
     def _restore(self, step: int | None = None) -> Loaded:
-        assert self.checkpoints is not None
-        loaded = self.checkpoints.read(step)
-        tensors = {name: value for name, value in loaded.tensors.items() if not name.startswith(PREFIX)}
-        restore(self.objective, self.optimizer, tensors, loaded.meta)
-        self._averages.restore(loaded.tensors, loaded.meta)
-        if "scaler" in loaded.meta:
-            self._step.scaler.load_state_dict(loaded.meta["scaler"])
+        saving = self._saving
+        assert saving is not None, "to go back needs a checkpoint store"
+        loaded = saving.read(step)
         progress = loaded.meta["progress"]
         self.step, self.tokens, self.validation = loaded.step, progress["tokens"], progress["validation"]
         self.best = math.inf if progress["best"] is None else progress["best"]
@@ -144,21 +163,29 @@ class Trainer:
         batches = self.objective.batches()
         self.objective.train()
         self._averages.swap_out()
+        allocate(self.optimizer)
         with Interrupt() as interrupt:
             self._save_what_to_go_back_to()
             while not self._is_done():
                 with nullcontext() if self.profiler is None else self.profiler.step():
-                    progress = self._update(batches)
+                    begun = self._update(batches)
                 if self.profiler is not None:
-                    self.profiler.saw(progress.tokens, progress.seconds)
+                    self.profiler.saw(begun.tokens, begun.seconds)
+                signal, late = self._agree(interrupt.number, late=time.perf_counter() >= deadline)
                 last = self._is_done()
-                stop = interrupt.asked or time.perf_counter() >= deadline
-                self._look_up(progress, last=last, stop=stop)
-                if stop and not last:
-                    self.stopped_by = interrupt.number
-                    return "interrupted" if interrupt.asked else "out of time"
+                self._look_up(begun, last=last, stop=bool(signal) or late)
+                if (signal or late) and not last:
+                    self.stopped_by = signal
+                    return "interrupted" if signal else "out of time"
         self._averages.swap_in()
         return "finished" if self.step >= settings.steps else "out of time"
+
+    def _agree(self, signal: int, *, late: bool) -> tuple[int, bool]:
+        """The signal that came to any process (0: none), and whether it is late by the clock of the first, whose
+        seconds count; on all the same."""
+        told = self._world.numbers([signal, late, self.seconds])
+        self.seconds = told[0][2]
+        return int(max(row[0] for row in told)), bool(told[0][1])
 
     def _is_done(self) -> bool:
         return self.step >= self.settings.steps or self._time_used() >= 1.0
@@ -174,30 +201,46 @@ class Trainer:
         by_clock = min(steps - 1, int(steps * self._time_used()))
         return self.schedule(max(self.step, by_clock), steps)
 
-    def _update(self, batches: Iterator[Any]) -> Progress:
+    def _update(self, batches: Iterator[Any]) -> Begun:
         """Draw `accumulate` micro-batches and make one step of them, or of later ones where they are passed over."""
         start = time.perf_counter()
         while True:
             with self.clock("data"):
                 micro_batches = self._draw(batches)
             rate, detail = self._rate_factor(), _every(self.settings.detail_every, self.step + 1)
+            if self._late is not None:
+                read, wait = self._late.begin(micro_batches, rate=rate, detail=detail)
+                break
             taken = self._step.take(micro_batches, step=self.step + 1, rate=rate, detail=detail)
             if taken.trouble is not None:
-                self._meet(taken.trouble)
+                self._meet(taken.trouble, self.step + 1, self.objective.get_extra_state())
             if taken.is_made:
+                read, wait = partial(_known, taken), _nothing
                 break
         self.step += 1
-        self.tokens += taken.n_targets
-        seconds = time.perf_counter() - start
-        self.seconds += seconds
+        self.drew(self.step, *self._drawn)
+        n_targets = sum(batch.n_targets for batch in micro_batches)
+        self.tokens += n_targets
+        if self._unread is not None:
+            self._unread.wait()  # so that the seconds are those of a step, and the processor is one step ahead
+        begun = Begun(self.step, self.objective.get_extra_state(), rate, n_targets, read, wait)
+        begun.seconds = time.perf_counter() - start
+        self.seconds += begun.seconds
+        return begun
+
+    def _progress(self, begun: Begun) -> Progress:
+        """What came of a step; what is wrong with it is met now."""
+        taken = begun.read(begun.step)
+        if self._late is not None and taken.trouble is not None:
+            self._meet(taken.trouble, begun.step, begun.cursor)
         return Progress(
-            step=self.step,
+            step=begun.step,
             steps=self.settings.steps,
             loss=taken.loss,
-            lr=self._step.peak_rates[0] * rate,
+            lr=self.optimizer.defaults["lr"] * begun.rate,
             grad_norm=taken.grad_norm,
-            tokens=taken.n_targets,
-            seconds=seconds,
+            tokens=begun.tokens,
+            seconds=begun.seconds,
             validation=self.validation,
             metrics=taken.metrics,
         )
@@ -207,14 +250,15 @@ class Trainer:
         settings = self.settings
         if settings.batch_ramp is not None:
             self.objective.data.batch_size = self._batch_ramp(self.step, settings.batch_size)  # type: ignore[attr-defined]
+        cursor = self.objective.get_extra_state()
         drawn = [next(batches) for _ in range(settings.accumulate)]
+        self._drawn = cursor, [n_rows(batch) for batch in drawn]
         if settings.context_ramp is None:
             return drawn
         return [batch.in_rows_of(self._context_ramp(self.step, batch.inputs_BT.shape[1])) for batch in drawn]
 
-    def _meet(self, trouble: Trouble) -> None:
-        """Note what is wrong with the step, and do what is to be done about it: see `tessera.train.nonfinite`."""
-        step, cursor = self.step + 1, self.objective.get_extra_state()
+    def _meet(self, trouble: Trouble, step: int, cursor: Mapping[str, Any]) -> None:
+        """Note what is wrong with a step, and do what is to be done about it: see `tessera.train.nonfinite`."""
         if self.log is not None:
             self.log.add_event(step, trouble.kind, action=trouble.action, detail=trouble.what, cursor=cursor)
         if trouble.action == "stop":
@@ -244,9 +288,10 @@ class Trainer:
         name = next((name for name in ("on_nonfinite", "on_spike") if getattr(self.settings, name) == "rewind"), None)
         if name is None:
             return
-        if self.checkpoints is None:
+        saving = self._saving
+        if saving is None:
             raise SettingError(f"train.{name}", "rewind", "stop or skip: no checkpoints are kept to go back to")
-        if self.step not in self.checkpoints.steps():
+        if self.step not in saving.steps():
             self.save()
 
     def _say_memory(self, line: str) -> None:
@@ -255,29 +300,32 @@ class Trainer:
             action = f"micro-batches in {self._step.memory.parts} parts"
             self.log.add_event(self.step + 1, "out of memory", action=action, detail=line)
 
-    def _look_up(self, progress: Progress, *, last: bool, stop: bool) -> None:
-        """Between two steps: log, and where it is due validate, sample, save; then tell the watcher."""
+    def _look_up(self, begun: Begun, *, last: bool, stop: bool) -> None:
+        """Between two steps: log, and where it is due validate, sample, save; then tell the watcher.
+
+        Where figures are read late and nothing is due, it is the step before that is told of.
+        """
         step, settings = self.step, self.settings
         due = {
             "validate": self.validate is not None and (last or _every(settings.eval_every, step)),
             "sample": self.sample is not None and _every(settings.sample_every, step),
             "save": self.checkpoints is not None and (last or stop or _every(settings.save_every, step)),
         }
-        values = {
-            **progress.metrics,
-            "loss": progress.loss,
-            "lr": progress.lr,
-            "grad_norm": progress.grad_norm,
-            "tokens_per_second": progress.tokens / progress.seconds,
-        }
-        if due["validate"]:
-            values["validation_loss"] = self._validation()
-        if self.log is not None:
-            self.log.log_metrics(step, values)
-        if due["sample"]:
-            assert self.sample is not None
+        before, self._unread = self._unread, None
+        if before is not None:
+            progress = self._progress(before)
+            self._write(progress, {})
+            self.watch(progress)
+        if self._late is not None and not (last or stop or any(due.values())):
+            self._unread = begun
+            return
+        with self._counted():
+            begun.wait()
+        progress = self._progress(begun)
+        self._write(progress, {"validation_loss": self._validation()} if due["validate"] else {})
+        if due["sample"] and self.sample is not None:
             with self.clock("samples"):
-                self._evaluating(lambda: self.sample(step))  # type: ignore[misc]
+                self._looking(lambda: self.sample(step))  # type: ignore[misc]
         if due["save"]:
             with self.clock("checkpoints"):
                 self.save()
@@ -285,49 +333,66 @@ class Trainer:
             Progress(**{**progress.__dict__, "validation": self.validation, "saved": due["save"]}),
         )
 
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """As time of training."""
+        start = time.perf_counter()
+        yield
+        if self._late is not None:
+            self.seconds += time.perf_counter() - start
+
+    def _write(self, progress: Progress, more: dict[str, float]) -> None:
+        if self.log is None:
+            return
+        values = {
+            **progress.metrics,
+            "loss": progress.loss,
+            "lr": progress.lr,
+            "grad_norm": progress.grad_norm,
+            "tokens_per_second": progress.tokens / progress.seconds,
+        }
+        self.log.log_metrics(progress.step, values | more)
+
     def _validation(self) -> float:
         assert self.validate is not None
         with self.clock("validation"), self.precision.step(), self.precision.forward(self.device):
-            self.validation = float(self._evaluating(self.validate))
+            self.validation = self._world.share(float(self._looking(self.validate)))
         self._validated_at = self.step
         return self.validation
 
-    def _evaluating(self, action: Callable[[], Any]) -> Any:
+    def _looking(self, action: Callable[[], Any]) -> Any:
+        assert self.parallel is not None
         self.objective.eval()
         try:
-            with self._averages.in_use(), torch.inference_mode():
+            with self._averages.in_use(), self.parallel.looking():
                 return action()
         finally:
             self.objective.train()
 
     def save(self) -> None:
         """Write a checkpoint of this moment; returns when it is safe on disk."""
-        assert self.checkpoints is not None
+        saving = self._saving
+        assert saving is not None
         improved = self.validation is not None and self._validated_at == self.step and self.validation < self.best
         if improved and self.validation is not None:
             self.best = self.validation
-        with self._averages.in_use():
-            self._write(improved)
-        if improved:
-            self.checkpoints.mark_best(self.step)
-
-    def _write(self, improved: bool) -> None:
-        assert self.checkpoints is not None
-        tensors, meta = capture(self.objective, self.optimizer)
-        average, average_meta = self._averages.state()
-        tensors, meta = tensors | average, meta | average_meta
-        if self.precision.name == "fp16":
-            meta["scaler"] = self._step.scaler.state_dict()
-        meta["progress"] = {
+        progress = {
             "tokens": self.tokens,
             "seconds": self.seconds,
             "best": None if math.isinf(self.best) else self.best,
             "validation": self.validation,
             "improved": improved,
         }
-        meta["guard"], meta["parts"] = self._step.guard.state(), self._step.memory.parts
         protect = set() if self.resumed_from is None else {self.resumed_from}
-        self.checkpoints.write(self.step, tensors, meta, keep=self.settings.keep, protect=protect)
+        saving.write(self.step, progress, keep=self.settings.keep, protect=protect)
+
+
+def _known(taken: Taken, step: int) -> Taken:
+    return taken
+
+
+def _nothing() -> None:
+    """There is nothing to wait for."""
 
 
 def _every(interval: int, step: int) -> bool:

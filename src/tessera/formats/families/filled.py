@@ -42,7 +42,8 @@ def fill(settings: DecoderSettings, n_vocab: int, shapes: Mapping[str, tuple[int
     given = {name: getattr(settings, name) for name in ("context", "d_model", "n_layers", "n_heads", "bias")}
     given |= {"n_vocab": n_vocab, "d_head": d_head, "d_ff": settings.d_ff}
     names = ("context", "d_model", "n_layers", "n_heads", "tied", "placement", "embedding_scale", "logit_cap")
-    model = {name: getattr(settings, name) for name in names} | _piece("norm", settings.norm, given)
+    model = {name: getattr(settings, name) for name in names}
+    model |= _piece("embedding", settings.embedding, given) | _piece("norm", settings.norm, given)
     layers = []
     for i in range(settings.n_layers):
         layer: dict[str, Any] = {}

@@ -22,7 +22,7 @@ class _Swiglu(torch.autograd.Function):
         ctx.save_for_backward(gate, input)
         y = torch.empty_like(gate)
         n = gate.numel()
-        _forward[(triton.cdiv(n, BLOCK),)](gate, input, y, n, BLOCK=BLOCK)
+        _swiglu_forward[(triton.cdiv(n, BLOCK),)](gate, input, y, n, BLOCK=BLOCK)
         return y
 
     @staticmethod
@@ -31,12 +31,14 @@ class _Swiglu(torch.autograd.Function):
         gate, input = ctx.saved_tensors
         grad_gate, grad_input = torch.empty_like(gate), torch.empty_like(input)
         n = gate.numel()
-        _backward[(triton.cdiv(n, BLOCK),)](grad.contiguous(), gate, input, grad_gate, grad_input, n, BLOCK=BLOCK)
+        _swiglu_backward[(triton.cdiv(n, BLOCK),)](
+            grad.contiguous(), gate, input, grad_gate, grad_input, n, BLOCK=BLOCK
+        )
         return grad_gate, grad_input
 
 
 @triton.jit
-def _forward(gate, input, out, n, BLOCK: tl.constexpr):
+def _swiglu_forward(gate, input, out, n, BLOCK: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < n
     g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
@@ -46,7 +48,7 @@ def _forward(gate, input, out, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _backward(grad, gate, input, grad_gate, grad_input, n, BLOCK: tl.constexpr):
+def _swiglu_backward(grad, gate, input, grad_gate, grad_input, n, BLOCK: tl.constexpr):
     places = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = places < n
     dy = tl.load(grad + places, mask=inside, other=0.0).to(tl.float32)

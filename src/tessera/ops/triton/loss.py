@@ -24,7 +24,7 @@ def loss_step(
     """As `linear_loss.loss_step`: the loss of each row; with `make_gradient` the gradient in place of the logits."""
     n_rows, n_vocab = logits_CV.shape
     losses_C = torch.empty(n_rows, dtype=torch.float32, device=logits_CV.device)
-    _kernel[(n_rows,)](
+    _loss_kernel[(n_rows,)](
         logits_CV,
         targets_C.contiguous(),
         shares_C.contiguous(),
@@ -50,7 +50,7 @@ def _tanh(x):
 
 
 @triton.jit
-def _kernel(
+def _loss_kernel(
     logits,
     targets,
     shares,

@@ -27,7 +27,9 @@ class _RMSNorm(torch.autograd.Function):
         weight_D = weight_D.contiguous()
         y_ND = torch.empty_like(rows_ND)
         scales_N = torch.empty(len(rows_ND), dtype=torch.float32, device=x_ND.device)
-        _forward[(len(rows_ND),)](rows_ND, weight_D, y_ND, scales_N, width, eps, BLOCK=triton.next_power_of_2(width))
+        _rms_norm_forward[(len(rows_ND),)](
+            rows_ND, weight_D, y_ND, scales_N, width, eps, BLOCK=triton.next_power_of_2(width)
+        )
         ctx.save_for_backward(rows_ND, weight_D, scales_N)
         return y_ND.view(x_ND.shape)
 
@@ -40,14 +42,14 @@ class _RMSNorm(torch.autograd.Function):
         grad_rows_ND = torch.empty_like(rows_ND)
         sums_PD = torch.empty(programs, width, dtype=torch.float32, device=rows_ND.device)
         grad = grad_ND.reshape(-1, width).contiguous()
-        _backward[(programs,)](
+        _rms_norm_backward[(programs,)](
             grad, rows_ND, weight_D, scales_N, grad_rows_ND, sums_PD, n_rows, width, BLOCK=triton.next_power_of_2(width)
         )
         return grad_rows_ND.view(grad_ND.shape), sums_PD.sum(dim=0).to(weight_D.dtype), None
 
 
 @triton.jit
-def _forward(rows, weight, out, scales, width, eps, BLOCK: tl.constexpr):
+def _rms_norm_forward(rows, weight, out, scales, width, eps, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -59,7 +61,7 @@ def _forward(rows, weight, out, scales, width, eps, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _backward(grad, rows, weight, scales, grad_rows, sums, n_rows, width, BLOCK: tl.constexpr):
+def _rms_norm_backward(grad, rows, weight, scales, grad_rows, sums, n_rows, width, BLOCK: tl.constexpr):
     program = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width

@@ -33,7 +33,7 @@ def _turn(x_BTHK: Tensor, cos_BT1C: Tensor, sin_BT1C: Tensor, way: int, interlea
     C = cos_BT1C.shape[-1]
     y_BTHK = torch.empty(x_BTHK.shape, dtype=x_BTHK.dtype, device=x_BTHK.device)
     per_row = T * C if cos_BT1C.ndim == 4 and len(cos_BT1C) > 1 else 0
-    _kernel[(B * T, H)](
+    _rotate_kernel[(B * T, H)](
         x_BTHK,
         cos_BT1C,
         sin_BT1C,
@@ -53,7 +53,7 @@ def _turn(x_BTHK: Tensor, cos_BT1C: Tensor, sin_BT1C: Tensor, way: int, interlea
 
 
 @triton.jit
-def _kernel(
+def _rotate_kernel(
     x,
     cos,
     sin,

@@ -1,0 +1,117 @@
+"""A run to train: made from a recipe, or opened again, by the first of the processes that train it.
+
+Only the first process writes: it prepares the text, makes the run and holds its lock. The others open the run when it
+is there, on the disk that they share, to read.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tessera.corpus import check_data, prepare_data, reopen_data
+from tessera.data.prepared import Prepared
+from tessera.errors import InputError
+from tessera.plan import check_room
+from tessera.provenance import run_info
+from tessera.recipe import Recipe, pick_precision
+from tessera.store.run import Run
+from tessera.tokenizers import Tokenizer, tokenizer_from_json
+from tessera.train.distributed import check_way
+from tessera.train.stopwatch import Stopwatch
+from tessera.train.world import World
+from tessera.watcher import Watcher
+
+Opened = tuple[Run, Tokenizer, Prepared]
+
+
+def check_together(recipe: Recipe, world: World) -> None:
+    if world.size > 1:
+        way, n_future = recipe.train.parallel, recipe.model.n_future
+        check_way(way, optimizer=recipe.optimizer.name, n_future=n_future, store=recipe.store)
+
+
+def by_the_first(recipe: Recipe, world: World, begin: Callable[[], Opened]) -> Opened:
+    """What `begin` makes in the first process; the others open it when it is there, to read."""
+    made: list[Opened] = []
+
+    def act() -> str:
+        made.append(begin())
+        return str(made[0][0].path.absolute())
+
+    path = Path(world.first(act))
+    if made:
+        return made[0]
+    if not path.exists():
+        raise InputError(f"{path} is not on this machine: all machines of a training need a disk that they share")
+    run = Run.open(path)
+    tokenizer = tokenizer_from_json(run.tokenizer_json)
+    return run, tokenizer, reopen_data(recipe, run, tokenizer)
+
+
+def create(recipe: Recipe, out: str | Path | None, watcher: Watcher, clock: Stopwatch) -> Opened:
+    path = Path(out) if out is not None else free_path(Path("runs") / recipe.name)
+    _check_free(path)
+    check_room(recipe, path, say=watcher.say)
+    with _nothing_left_on_error(path):
+        tokenizer, prepared = prepare_data(recipe, path / "data", watcher=watcher, clock=clock)
+        for line in check_data(recipe, prepared, tokenizer):
+            watcher.say(line)
+        run = Run.create(
+            path,
+            recipe=recipe.written(),
+            tokenizer_json=tokenizer.to_json(),
+            vocabulary=tokenizer.vocabulary(),
+            store=recipe.store,
+            info=run_info(recipe, prepared) | {"precision": pick_precision(recipe).written()},
+        )
+    return run, tokenizer, prepared
+
+
+def reopen(recipe: Recipe, path: str | Path, overrides: Sequence[str], watcher: Watcher, clock: Stopwatch) -> Opened:
+    run = Run.open(path, train=True, say=watcher.say)
+    with closed_on_error(run):
+        tokenizer = tokenizer_from_json(run.tokenizer_json)
+        kept = len(run.checkpoints.steps())
+        check_room(recipe, run.path, say=watcher.say, n_vocab=tokenizer.n_vocab, kept=kept)
+        with clock("data"):
+            prepared = reopen_data(recipe, run, tokenizer)
+        for line in check_data(recipe, prepared, tokenizer):
+            watcher.say(line)
+        if overrides:
+            run.update_recipe(recipe.written())
+    return run, tokenizer, prepared
+
+
+def free_path(path: Path) -> Path:
+    """`path`-1, -2, ...: the first that does not exist."""
+    number = 1
+    while (candidate := path.with_name(f"{path.name}-{number}")).exists():
+        number += 1
+    return candidate
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists: choose another --out, or go on with it by --resume {path}")
+
+
+@contextmanager
+def closed_on_error(run: Run) -> Iterator[None]:
+    """Let go of the run, so that it can be resumed, if the block fails."""
+    try:
+        yield
+    except BaseException:
+        run.close()
+        raise
+
+
+@contextmanager
+def _nothing_left_on_error(path: Path) -> Iterator[None]:
+    """If the block fails, the folder `path`, which was empty or not there, is so again."""
+    existed = path.exists()
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(path / "data" if existed else path, ignore_errors=True)
+        raise

@@ -1,0 +1,206 @@
+"""The processes of one training, and how they agree.
+
+One process is `SOLO`, in which every question is answered at once; a `Group` asks the others. The loop is the same for
+both: it never looks how many there are. Each process is started with RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE,
+MASTER_ADDR and MASTER_PORT in its environment, as `torchrun` does and `tessera train --devices N` does
+(`tessera.train.launch`).
+
+What is agreed on goes between the processors by gloo, also where the gradients go between GPUs by NCCL. A process that
+was killed breaks its connections, which the others see at their next exchange; one that hangs is waited for
+`TIMEOUT`.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from tessera.errors import FollowedError, LostError, SettingError, TesseraError
+from tessera.train.launch import end_with_launcher
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=10)
+"""Of one exchange: the longest that a process may be behind another, as while the first one writes a checkpoint."""
+PAUSE = 0.1
+"""Seconds between two looks whether the first process is ready with what only it does."""
+SIGNS = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "timed out")
+"""In the words of gloo, NCCL and the store: the other side is not there."""
+
+
+@dataclass(frozen=True)
+class World:
+    """One process, which is all there is."""
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    """Processes on this machine."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes and speaks."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The value of each process, in the order of their ranks; on all the same."""
+        return [value]
+
+    def numbers(self, values: Sequence[float]) -> list[list[float]]:
+        """The same for a row of numbers of one length, which is quicker."""
+        return [list(values)]
+
+    def share(self, value: T) -> T:
+        """The first process's value, on all."""
+        return value
+
+    def first(self, action: Callable[[], T]) -> T:
+        """What `action` gives on the first process, the only one that it runs on; an error there is one on all.
+
+        The others wait for as long as it takes. The result is JSON-able.
+        """
+        return action()
+
+    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Make each tensor the sum of it over all processes, in place."""
+
+    def copy_(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Make each tensor what it is in the first process, in place."""
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """A `LostError` where the block fails because another process is gone."""
+        yield
+
+
+SOLO = World()
+
+
+@dataclass(frozen=True)
+class Group(World):
+    """Several processes. All of them ask the same questions in the same order."""
+
+    store: Any = None
+
+    def gather(self, value: T) -> list[T]:
+        values: list[Any] = [None] * self.size
+        with self.watched():
+            dist.all_gather_object(values, value)
+        return values
+
+    def numbers(self, values: Sequence[float]) -> list[list[float]]:
+        own = torch.tensor(values, dtype=torch.float64)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        with self.watched():
+            dist.all_gather(rows, own)
+        return [row.tolist() for row in rows]
+
+    def share(self, value: T) -> T:
+        values = [value]
+        with self.watched():
+            dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def first(self, action: Callable[[], T]) -> T:
+        # By the store, not by an exchange: to prepare a corpus may take longer than any timeout should be.
+        key = f"first/{self.store.add(f'asked by {self.rank}', 1)}"
+        with self.watched():
+            if self.is_first:
+                return self._do(action, key)
+            while not self.store.check([key]):
+                time.sleep(PAUSE)
+            said = json.loads(self.store.get(key))
+        if "error" in said:
+            raise FollowedError(said["error"], exit_code=said["exit_code"])
+        return said["result"]
+
+    def _do(self, action: Callable[[], T], key: str) -> T:
+        try:
+            result = action()
+        except BaseException as error:
+            exit_code = error.exit_code if isinstance(error, TesseraError) else 1
+            self.store.set(key, json.dumps({"error": str(error) or type(error).__name__, "exit_code": exit_code}))
+            raise
+        self.store.set(key, json.dumps({"result": result}))
+        return result
+
+    def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
+        with self.watched():
+            for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+                work.wait()
+
+    def copy_(self, tensors: Sequence[torch.Tensor]) -> None:
+        with self.watched():
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            why = str(error).strip().splitlines()[0]
+            raise LostError(
+                f"process {self.rank} of {self.size} lost touch with another one, which was ended, hangs or is out of "
+                f"reach ({why}). What the run has saved is safe: go on with tessera train --resume"
+            ) from error
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether the error says that another process is gone."""
+    if isinstance(error, dist.DistNetworkError | dist.DistBackendError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)
+
+
+def is_one_of_many() -> bool:
+    """Whether this process was started as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(device: str) -> Iterator[World]:
+    """This process's world for as long as the block runs: SOLO, unless it was started as one of several.
+
+    `device` is the recipe's `train.device`. With CUDA each process has the GPU of its number on this machine.
+    """
+    if not is_one_of_many():
+        yield SOLO
+        return
+    end_with_launcher()
+    on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_cuda:
+        _take_gpu(device)
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=size,
+        timeout=TIMEOUT,
+    )
+    try:
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        yield Group(rank=rank, size=size, local_size=local_size, store=dist.PrefixStore("agreed", store))
+    finally:
+        dist.destroy_process_group()
+
+
+def _take_gpu(device: str) -> None:
+    if device not in ("auto", "cuda"):
+        raise SettingError("train.device", device, "cuda or auto: each process takes the GPU of its own number")
+    number, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if number >= there:
+        raise SettingError("--devices", number + 1, f"at most the {there} GPUs of this machine")
+    torch.cuda.set_device(number)
