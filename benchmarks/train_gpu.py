@@ -1,10 +1,10 @@
 """A training step on a GPU: Tessera beside nanoGPT, GPT-2's shape at 124M and 350M parameters, context 1,024, in bf16.
 
 Both are compiled, have a fused AdamW and a vocabulary of 50,257 tokens padded to 50,304 rows, begin from the same
-weights and learn the same batches. They take turns in one process; a turn is some steps with one wait at its end, and a
-figure is the median over the rounds. The micro-batch is the largest of powers of two that fits for both. MFU is 6 FLOPs a weight
-and token, and those of causal attention, over the largest bf16 product that was measured between the rounds. Before it,
-the kernels are compared with their references on the device (`--no-checks` leaves that out).
+weights and learn the same batches. They take turns in one process; a turn is some steps with one wait at its end, and
+a figure is the median over the rounds. The micro-batch is the largest of powers of two that fits for both. MFU is 6
+FLOPs a weight and token, and those of causal attention, over the largest bf16 product that was measured between the
+rounds. Before it, the kernels are compared with their references on the device (`--no-checks` leaves that out).
 """
 
 import argparse

@@ -91,7 +91,7 @@ def test_a_linear_layer_is_that_in_fp32_but_for_the_error_of_the_formats(bias: b
 @pytest.mark.parametrize(("a_type", "b_type"), [(E4M3, E4M3), (E5M2, E4M3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_products_of_pytorch_are_those_in_fp32(a_type, b_type, dtype) -> None:  # type: ignore[no-untyped-def]
-    """What a GPU is asked for, asked of the CPU in the same layout: a row-major, b column-major, scales turned round."""
+    """What a GPU is asked for, asked of the CPU in the same layout: a row-major, b column-major, scales inverted."""
     a, b = random(32, 64), random(48, 64, seed=1)
     scale_a, scale_b = scale_of(a, a_type), scale_of(b, b_type)
     a8, b8 = to_float8(a, scale_a, a_type), to_float8(b, scale_b, b_type)

@@ -98,7 +98,7 @@ class Adam(Optimizer):
     ) -> None:
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         self._blocked: Tensor | None = None
-        """1.0 on the device if the step that is being made is to change nothing, else 0.0; None: it is made in any case."""
+        """1.0 on the device if the step being made is to change nothing, else 0.0; None: it is made in any case."""
         super().__init__(params, defaults, lr_scale=lr_scale)
 
     def check(self, settings: dict[str, Any]) -> None:
