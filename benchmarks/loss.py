@@ -7,13 +7,11 @@ included. Every figure `x_vs_y` is ours divided by theirs: below 1 is better.
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from benchmarks.held import megabytes
 from tessera.ops.loss import cross_entropy, linear_cross_entropy
 
 N_ROWS, WIDTH, N_VOCAB = 4096, 576, 49_152
@@ -74,14 +73,6 @@ def memory_worker(way: str, *size: str) -> float:
     before = megabytes("VmRSS")
     step(way, made)
     return megabytes("VmHWM") - before
-
-
-def megabytes(which: str) -> float:
-    """What this process holds (VmRSS) or has held at most (VmHWM); where there is no /proc the latter for both."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().split(f"{which}:")[1].split()[0]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def difference(size: tuple[int, int, int]) -> float:

@@ -1,21 +1,22 @@
-"""A training step of Tessera beside nanoGPT's model and transformers' GPT-2 and Llama, on the same work.
+"""A training step of Tessera beside nanoGPT's model, transformers', litgpt's and LLMs-from-scratch's, on the same work.
 
 S is GPT's kind (6 layers, 384 wide, 6 heads, context 256, batch 16, vocabulary 65, head tied to the embedding), M is
 Llama's (8 layers, 512 wide, 8 heads, batch 8 x 256, vocabulary 8,192). All begin from the same weights and learn the
 same batches: forward, backward, clip, AdamW. They take turns in one process; a figure is the median over the rounds of
-theirs / ours, in processor time (above 1: Tessera is faster), the wall clock beside it. Memory is the most that a
-process of its own has held. MFU is 6 FLOPs a weight and token, and those of causal attention, over the largest product
-that was measured between the rounds.
+theirs / ours, in processor time (above 1: Tessera is faster), the wall clock beside it.
+
+Where a peer's model is not quite S (`twin`: biases, rotary positions), its time is compared with that of S all the
+same, and its losses with those of the model that is the same. Memory is the most that a process of its own has held.
+MFU is 6 FLOPs a weight and token, and those of causal attention, over the largest product that was measured between the
+rounds. As shipped is `train.precision = "auto"`; equal precision is a peer with our autocast and our library.
 """
 
 import argparse
-import contextlib
-import io
 import json
 import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,173 +24,221 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.loss import megabytes
-from benchmarks.train_peers import SHAPES, NotHereError, Shape, TrainStep, nanogpt, tessera, transformers
+from benchmarks.train_loop import loop_overhead, muon_cost, startup
+from benchmarks.train_memory import in_own_process
+from benchmarks.train_ours import decoder, tessera
+from benchmarks.train_peers import NotHereError, Peer, Way, peers
+from benchmarks.train_precision import AS_SHIPPED, IN_FP32, best_fp32, chosen, measurable, peers_way
+from benchmarks.train_shapes import SHAPES, Shape, TrainStep
 from tessera.plan import training_flops
-from tessera.train import precision
-from tessera.train.precision import FP32, Precision
+from tessera.train.precision import Precision
 from tessera.train.profile import product_peak
 
 CPU = torch.device("cpu")
-EQUAL = " in our precision"
+MAIN = {"S": "nanogpt", "M": "transformers"}
+COMPILED, EQUAL = " compiled", " in our precision"
+CURVE_STEPS = 20
 Seconds = dict[str, list[tuple[float, float]]]
 """(wall, processor) of each round, by contestant."""
 
 
-def chosen(shape: Shape) -> Precision:
-    """What `train.precision = "auto"` is here."""
-    return precision.choose("auto", CPU, precision.Shape(shape.d_model, shape.n_heads, shape.context, shape.batch_size))
+@dataclass(frozen=True)
+class Options:
+    quick: bool
+    rounds: int
+    nanogpt: Path | None = None
+    folder: Path | None = None
+    compiled: bool = False
+
+    def peers(self) -> dict[str, Peer]:
+        return peers(nanogpt=self.nanogpt, folder=self.folder)
+
+    def name(self, size: str) -> str:
+        return f"quick {size}" if self.quick else size
 
 
-def contestant(name: str, shape: Shape, folder: Path | None) -> TrainStep:
-    ours = chosen(shape)
-    made = Precision("fp32", onednn=ours.onednn) if ours.name != "fp32" else ours
-    return {
-        "tessera": lambda: tessera(shape, ours),
-        "tessera fp32": lambda: tessera(shape, made),
-        "nanogpt": lambda: nanogpt(shape, folder),
-        "nanogpt compiled": lambda: nanogpt(shape, folder, compiled=True),
-        "nanogpt" + EQUAL: lambda: nanogpt(shape, folder, ours),
-        "transformers": lambda: transformers(shape),
-        "transformers" + EQUAL: lambda: transformers(shape, ours),
-    }[name]()
+def contestants(size: str, shape: Shape, ours: Precision, options: Options) -> dict[str, Callable[[], TrainStep]]:
+    """Who takes part, as what makes its step. The main peer runs compiled and in our precision as well."""
+    found: dict[str, Callable[[], TrainStep]] = {AS_SHIPPED: lambda: tessera(shape, ours)}
+    if (plain := best_fp32()) != ours and not (ours.name == "fp32" and ours.onednn == plain.onednn):
+        found[IN_FP32] = lambda: tessera(shape, plain)
+
+    def of_peer(peer: Peer, way: Way) -> Callable[[], TrainStep]:
+        return lambda: peer.step(shape, decoder(peer.twin(shape)).state_dict(), way)
+
+    for name, peer in options.peers().items():
+        found[name] = of_peer(peer, Way())
+        if name != MAIN[size]:
+            continue
+        if options.compiled:
+            found[name + COMPILED] = of_peer(peer, Way(compiled=True))
+        if (way := peers_way(ours)) not in (None, Way()):
+            found[name + EQUAL] = of_peer(peer, way)
+    return found
 
 
-def contestants(shape: Shape, *, compiled: bool) -> list[str]:
-    """Fewer bits, or another library for products, are worth a line of their own; else the peers have ours already."""
-    names = ["tessera", "nanogpt", "transformers"]
-    if compiled:
-        names.append("nanogpt compiled")
-    if (ours := chosen(shape)) != FP32 and (ours.name != "fp32" or ours.onednn):
-        names += ["nanogpt" + EQUAL, "transformers" + EQUAL]
-        names += ["tessera fp32"] if ours.name != "fp32" else []
-    return names
-
-
-def race(shape: Shape, rounds: int, folder: Path | None, console: Console, *, compiled: bool) -> dict[str, Any]:
-    """All in turns: the seconds of each round, the product's peak in each, and how far the first losses are apart."""
-    steps: dict[str, TrainStep] = {}
-    for name in contestants(shape, compiled=compiled):
+def race(size: str, shape: Shape, options: Options, console: Console) -> tuple[Seconds, float]:
+    """All in turns: the seconds of each round after one to warm up, and the peak of a large product."""
+    ours, steps = chosen(shape), {}
+    for name, make in contestants(size, shape, ours, options).items():
         try:
-            steps[name] = contestant(name, shape, folder)
+            steps[name] = make()
         except NotHereError as why:
-            console.print(f"without {name}: {why}")
+            console.print(f"{size} without {name}: {why}")
     seconds: Seconds = {name: [] for name in steps}
-    peaks, losses = [], {name: [] for name in steps}
-    for number in range(rounds + 1):
-        batch = shape.batch(number)
+    peaks = []
+    for number in range(options.rounds + 1):
+        rows = shape.batch(number)
         for name, step in steps.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            losses[name].append(step(batch))
+            step(rows)
             seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-        peaks.append(product_peak(CPU, chosen(shape), rounds=3))
-    return {
-        "seconds": {name: found[1:] for name, found in seconds.items()},
-        "peak": max(peaks),
-        "apart": {
-            name: max(abs(a - b) for a, b in zip(found, losses["tessera"], strict=True))
-            for name, found in losses.items()
-        },
-    }
+        peaks.append(product_peak(CPU, measurable(ours), rounds=3))
+    return {name: found[1:] for name, found in seconds.items()}, max(peaks)
 
 
-def ratio(seconds: Seconds, peer: str, ours: str = "tessera", *, clock: int = 1) -> float | None:
+def curves(shape: Shape, peer: Peer, *, steps: int = CURVE_STEPS) -> list[float]:
+    """How far the losses of a peer and of its twin in fp32 are apart, step by step, from the same weights."""
+    twin = peer.twin(shape)
+    theirs, mine = peer.step(shape, decoder(twin).state_dict()), tessera(twin, best_fp32())
+    return [abs(theirs(rows) - mine(rows)) for rows in map(shape.batch, range(steps))]
+
+
+def numerics(size: str, options: Options, console: Console) -> dict[str, float | None]:
+    """The loss curves; those of the peers that are not the main one on the small shape, which is as telling."""
+    figures: dict[str, float | None] = {}
+    for name, peer in options.peers().items():
+        which = options.name(size) if name == MAIN[size] else f"quick {size}"
+        key = f"{size}_curve" if name == MAIN[size] else f"{size}_curve_{name}"
+        try:
+            apart = curves(SHAPES[which], peer)
+        except NotHereError:
+            figures |= {key: None}
+            continue
+        figures |= {key: max(apart), key.replace("curve", "first_loss"): apart[0]}
+        console.print(
+            f"{which}: losses of {name} and Tessera in fp32 are apart {apart[0]:.1e} at the first step, "
+            f"{max(apart):.1e} at most in {len(apart)}"
+        )
+    return figures
+
+
+def ratio(seconds: Seconds, peer: str, ours: str = AS_SHIPPED, *, clock: int = 1) -> float | None:
     """theirs / ours, the median over the rounds; None without the peer."""
-    if peer not in seconds or ours not in seconds:
+    if peer not in seconds:
         return None
-    pairs = zip(seconds[peer], seconds[ours], strict=True)
+    pairs = zip(seconds[peer], seconds.get(ours, seconds[AS_SHIPPED]), strict=True)
     return round(statistics.median(theirs[clock] / mine[clock] for theirs, mine in pairs), 3)
 
 
-def memory(name: str, which: str, folder: Path | None) -> float | None:
-    """The most MB of a process that makes three steps; None if it cannot."""
-    command = [sys.executable, "-m", "benchmarks.train", "--worker", name, which]
-    command += [] if folder is None else ["--nanogpt", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return float(done.stdout.split()[-1]) if done.returncode == 0 else None
+def best_ratio(seconds: Seconds, peer: str, ours: str = AS_SHIPPED, *, clock: int = 1) -> float | None:
+    """Against the better of eager and compiled, which is the smaller advantage."""
+    known = [ratio(seconds, name, ours, clock=clock) for name in (peer, peer + COMPILED)]
+    return min((one for one in known if one is not None), default=None)
 
 
-def memory_worker(name: str, which: str, folder: Path | None) -> float:
-    shape = SHAPES[which]
-    with contextlib.redirect_stdout(io.StringIO()):
-        step = contestant(name, shape, folder)
-        for number in range(3):
-            step(shape.batch(number))
-    return megabytes("VmHWM")
+def speed(size: str, options: Options, console: Console) -> tuple[dict[str, Any], Seconds]:
+    shape = SHAPES[options.name(size)]
+    ours, main = chosen(shape), MAIN[size]
+    console.print(f"{size}: {ours.describe()}")
+    seconds, peak = race(size, shape, options, console)
+    tokens = shape.batch_size * shape.context
+    wall, cpu = (statistics.median(one[clock] for one in seconds[AS_SHIPPED]) for clock in (0, 1))
+    figures: dict[str, Any] = {
+        f"{size}_precision": ours.name + (" onednn" if ours.onednn else ""),
+        f"{size}_tokens_per_second": round(tokens / wall),
+        f"{size}_mfu": round(tokens / wall * training_flops(decoder(shape)) / peak, 3),
+        f"{size}_peak_gflops": round(peak / 1e9, 1),
+        f"{size}_fp32": best_ratio(seconds, main, IN_FP32),
+        f"{size}_fp32_wall": best_ratio(seconds, main, IN_FP32, clock=0),
+        f"{size}_equal_precision": _equal(seconds, main, ours, console),
+        f"{size}_cores_busy": round(cpu / wall, 2),
+    }
+    for name in options.peers():
+        if name in seconds or name == main:
+            figures[f"{size}_vs_{name}"] = best_ratio(seconds, name)
+            figures[f"{size}_vs_{name}_wall"] = best_ratio(seconds, name, clock=0)
+    return figures, seconds
 
 
-def measure(console: Console, *, quick: bool, rounds: int, folder: Path | None, compiled: bool) -> dict[str, Any]:
-    figures: dict[str, Any] = {"threads": torch.get_num_threads()}
-    for size, peer in (("S", "nanogpt"), ("M", "transformers")):
-        which = f"quick {size}" if quick else size
-        shape, ours = SHAPES[which], chosen(SHAPES[which])
-        console.print(f"{size}: {ours.describe()}")
-        found = race(shape, rounds, folder, console, compiled=compiled)
-        seconds: Seconds = found["seconds"]
-        held = {name: memory(name, which, folder) for name in seconds}
-        tokens = shape.batch_size * shape.context
-        wall = statistics.median(one[0] for one in seconds["tessera"])
-        flops = tokens / wall * training_flops(shape.decoder())
-        best = _slower(ratio(seconds, peer), ratio(seconds, f"{peer} compiled"))
-        base = "tessera" if ours.name == "fp32" else "tessera fp32"
-        same = ratio(seconds, peer + EQUAL) if peer + EQUAL in seconds else ratio(seconds, peer)
-        figures |= {
-            f"{size}_vs_{peer}": best,
-            f"{size}_vs_{peer}_wall": ratio(seconds, peer, clock=0),
-            f"{size}_fp32": ratio(seconds, peer, base),
-            f"{size}_equal_precision": same,
-            f"{size}_memory": None if held.get(peer) is None else round(held["tessera"] / held[peer], 3),
-            f"{size}_precision": ours.name + (" onednn" if ours.onednn else ""),
-            f"{size}_tokens_per_second": round(tokens / wall),
-            f"{size}_mfu": round(flops / found["peak"], 3),
-            f"{size}_peak_gflops": round(found["peak"] / 1e9, 1),
-            f"{size}_loss_apart": found["apart"].get(peer),
-        }
-        console.print(_table(size, seconds, held, tokens, found["apart"]))
-    return figures | {"mfu": figures["S_mfu"]}
+def _equal(seconds: Seconds, peer: str, ours: Precision, console: Console) -> float | None:
+    """The peer in our precision, or as it ships where that is the same."""
+    if peers_way(ours) is None:
+        console.print(f"no peer trains in {ours.name}: equal precision has nobody to be compared with; see fp32")
+        return None
+    return ratio(seconds, peer + EQUAL if peer + EQUAL in seconds else peer)
 
 
-def _slower(eager: float | None, compiled: float | None) -> float | None:
-    """Against the better of the two, which is the smaller advantage."""
-    known = [one for one in (eager, compiled) if one is not None]
-    return min(known) if known else None
+def memory(size: str, names: Seconds, options: Options) -> dict[str, float]:
+    """MB of all that took part, but for what differs in its speed alone."""
+    plain = [name for name in names if not name.endswith((COMPILED, EQUAL))]
+    return {name: in_own_process(name, options.name(size), options.nanogpt, options.folder) for name in plain}
 
 
-def _table(size: str, seconds: Seconds, held: dict[str, Any], tokens: int, apart: dict[str, float]) -> Table:
-    table = Table(size, "wall s", "processor s", "tokens/s", "Tessera is x times", "MB", "loss apart")
+def table(size: str, seconds: Seconds, held: dict[str, float], tokens: int) -> Table:
+    made = Table(size, "wall s", "processor s", "tokens/s", "Tessera is x times", "by the wall clock", "MB")
     for name, rounds in seconds.items():
         wall, cpu = (statistics.median(one[clock] for one in rounds) for clock in (0, 1))
-        memory = "-" if held[name] is None else f"{held[name]:,.0f}"
-        cells = [f"{wall:.3f}", f"{cpu:.3f}", f"{tokens / wall:,.0f}", str(ratio(seconds, name)), memory]
-        table.add_row(name, *cells, f"{apart[name]:.1e}")
-    return table
+        cells = [f"{wall:.3f}", f"{cpu:.3f}", f"{tokens / wall:,.0f}"]
+        cells += [str(ratio(seconds, name)), str(ratio(seconds, name, clock=0))]
+        made.add_row(name, *cells, f"{held[name]:,.0f}" if name in held else "")
+    return made
+
+
+def measure_size(size: str, options: Options, console: Console) -> dict[str, Any]:
+    figures, seconds = speed(size, options, console)
+    held, peer = memory(size, seconds, options), MAIN[size]
+    shape = SHAPES[options.name(size)]
+    console.print(table(size, seconds, held, shape.batch_size * shape.context))
+    figures[f"{size}_megabytes"] = round(held[AS_SHIPPED])
+    for key, ours in (("memory", AS_SHIPPED), ("memory_fp32", IN_FP32)):
+        mine = held.get(ours, held[AS_SHIPPED])
+        figures[f"{size}_{key}"] = round(mine / held[peer], 3) if peer in held else None
+    return figures | numerics(size, options, console)
+
+
+def measure_loop(options: Options, console: Console) -> dict[str, Any]:
+    shape = SHAPES[options.name("S")]
+    console.print("the loop's own part, the start, Muon")
+    return {
+        "loop_overhead": loop_overhead(shape, steps=6 if options.quick else 12),
+        **startup(),
+        "muon_cost": muon_cost(shape, rounds=options.rounds),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small models, three rounds")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small models, three rounds, nothing compiled")
     parser.add_argument("--rounds", type=int, help="5 unless said, 3 with --quick")
     parser.add_argument("--threads", type=int, help="PyTorch's own choice unless said")
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a folder with nanoGPT's model.py")
-    parser.add_argument("--compile", action="store_true", help="nanoGPT with torch.compile as well: takes minutes")
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where packages lie that are not installed")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="the peers without torch.compile, which takes minutes"
+    )
+    parser.add_argument("--only", choices=("S", "M", "loop"), help="a part of it")
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object on the last line")
-    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    if arguments.worker:
-        print(memory_worker(*arguments.worker, arguments.nanogpt))
-        return
-    console = Console(stderr=arguments.json, width=120)
-    rounds = arguments.rounds or (3 if arguments.quick else 5)
-    figures = measure(
-        console, quick=arguments.quick, rounds=rounds, folder=arguments.nanogpt, compiled=arguments.compile
+    options = Options(
+        quick=arguments.quick,
+        rounds=arguments.rounds or (3 if arguments.quick else 5),
+        nanogpt=arguments.nanogpt,
+        folder=arguments.peers,
+        compiled=not (arguments.quick or arguments.no_compile),
     )
+    console = Console(stderr=arguments.json, width=120)
+    figures: dict[str, Any] = {"threads": torch.get_num_threads()}
+    for part in ("S", "M", "loop") if arguments.only is None else (arguments.only,):
+        figures |= measure_loop(options, console) if part == "loop" else measure_size(part, options, console)
+    figures |= {"mfu": figures["S_mfu"]} if "S_mfu" in figures else {}
     if arguments.json:
         print(json.dumps(figures))
         return
     for name, value in figures.items():
-        console.print(f"{name:<24} {value}")
+        console.print(f"{name:<28} {value}")
 
 
 if __name__ == "__main__":

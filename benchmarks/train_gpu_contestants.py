@@ -16,7 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.train_peers import BETAS, CLIP, DECAY, LR, NotHereError, Shape, _Nothing, gpt2_weights
+from benchmarks.train_ours import Nothing, decoder
+from benchmarks.train_peers import NotHereError
+from benchmarks.train_shapes import BETAS, CLIP, DECAY, LR, Shape
+from benchmarks.train_weights import gpt2_weights
 from tessera.data.batches import Batch
 from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
@@ -44,16 +47,16 @@ class GpuShape(Shape):
 
     def batch(self, number: int, device: torch.device | None = None) -> Batch:
         """Random tokens on the host, where a GPU can fetch them."""
-        batch = super().batch(number)
+        batch = Batch(*super().batch(number))
         return batch.pinned() if device is not None and device.type == "cuda" else batch
 
 
 def tessera(shape: GpuShape, precision: Precision, device: torch.device, *, compiled: bool) -> TrainStep:
     """The step of the training loop, with all that it measures and guards."""
-    model = shape.decoder().to(device)
+    model = decoder(shape).to(device)
     precision.prepare(model)
     lay_out(model, compilation=Compilation(compiled, "asked for"), checkpointing=None)
-    objective = NextToken(model=model, data=_Nothing()).train()
+    objective = NextToken(model=model, data=Nothing()).train()
     optimizer = OPTIMIZERS["adamw"](groups(objective, DECAY), lr=LR, betas=BETAS)
     step = Step(objective, optimizer, CLIP, device)
     step.precision = precision
@@ -82,7 +85,7 @@ def nanogpt(
     with contextlib.redirect_stdout(io.StringIO()):
         model = module.GPT(config).train().to(device)
         optimizer = model.configure_optimizers(DECAY, LR, BETAS, device.type)
-    model.load_state_dict(gpt2_weights(shape.decoder(), transposed=False), strict=False)
+    model.load_state_dict(gpt2_weights(decoder(shape).state_dict(), transposed=False), strict=False)
     forward = torch.compile(model) if compiled else model
     own = Precision("bf16") if precision.name == "fp8" else precision
 

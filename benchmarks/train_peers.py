@@ -1,259 +1,122 @@
-"""The models that train side by side in `benchmarks.train`: Tessera's, and those of others as they ship.
+"""The peers of `benchmarks.train`, each as it ships: its own code makes the model, and ours only loads weights into it.
 
-All of a shape begin from the same weights, so that their losses say whether they do the same work.
+`twin` says which model of Tessera's computes the same as a peer's, as they do not agree on biases, positions and the
+kind of GELU; from the same weights the two have the same losses. Nothing of Tessera is imported here (`train_shapes`).
 """
 
 import contextlib
 import importlib.util
 import io
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessera.data.batches import Batch
-from tessera.model.decoder import Decoder
-from tessera.objectives import NextToken
-from tessera.optim import OPTIMIZERS, groups
-from tessera.train.precision import FP32, Precision
-from tessera.train.step import Step
+from benchmarks.train_shapes import BETAS, CLIP, DECAY, LR, Rows, Shape, TrainStep
+from benchmarks.train_weights import (
+    LITGPT,
+    LITGPT_GPT2,
+    LITGPT_LLAMA,
+    LLAMA,
+    SCRATCH,
+    SCRATCH_GPT2,
+    SCRATCH_LLAMA,
+    gpt2_weights,
+    in_names,
+)
 
-CPU = torch.device("cpu")
-LR, BETAS, DECAY, CLIP = 1e-3, (0.9, 0.95), 0.1, 1.0
-
-
-@dataclass(frozen=True)
-class Shape:
-    """GPT-2's kind of block ("gpt2") or Llama's ("llama")."""
-
-    kind: str
-    n_layers: int
-    d_model: int
-    n_heads: int
-    d_ff: int
-    context: int
-    batch_size: int
-    n_vocab: int
-    bias: bool = False
-
-    @property
-    def pieces(self) -> dict[str, Any]:
-        gpt2 = {
-            "position": "learned",
-            "norm": {"name": "layer", "bias": self.bias},
-            "feed_forward": {"name": "gelu", "approximate": "none"},
-            "tied": True,
-            "bias": self.bias,
-        }
-        return gpt2 if self.kind == "gpt2" else {"norm": {"name": "rms", "eps": 1e-5}}
-
-    def decoder(self) -> Decoder:
-        torch.manual_seed(0)
-        return Decoder(
-            n_vocab=self.n_vocab,
-            context=self.context,
-            d_model=self.d_model,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            d_ff=self.d_ff,
-            **self.pieces,
-        )
-
-    def batch(self, number: int) -> Batch:
-        """Random tokens, the same for everybody."""
-        random = torch.Generator().manual_seed(number)
-        ids_BS = torch.randint(self.n_vocab, (self.batch_size, self.context + 1), generator=random)
-        return Batch(ids_BS[:, :-1].contiguous(), ids_BS[:, 1:].contiguous())
-
-
-SHAPES = {
-    "S": Shape("gpt2", 6, 384, 6, 1536, 256, 16, 65),
-    "M": Shape("llama", 8, 512, 8, 1376, 256, 8, 8192),
-    "quick S": Shape("gpt2", 2, 64, 2, 256, 64, 4, 65),
-    "quick M": Shape("llama", 2, 64, 2, 160, 64, 4, 256),
-}
-
-TrainStep = Callable[[Batch], float]
-"""Makes an update and returns the loss before it."""
+LossOf = Callable[[Rows], Tensor]
 
 
 class NotHereError(Exception):
     """A peer that cannot take part, and why."""
 
 
-def tessera(shape: Shape, precision: Precision = FP32) -> TrainStep:
-    """The step of the training loop, with all that it measures and guards."""
-    objective = NextToken(model=shape.decoder(), data=_Nothing())
-    optimizer = OPTIMIZERS["adamw"](groups(objective, DECAY), lr=LR, betas=BETAS)
-    step = Step(objective.train(), optimizer, CLIP, CPU)
-    step.precision = precision
-    return lambda batch: step.take([batch], step=1, rate=1.0, detail=False).loss
+@dataclass(frozen=True)
+class Way:
+    """How a peer computes: as it ships, or with autocast, with its fp32 products through oneDNN, or compiled."""
+
+    dtype: torch.dtype = torch.float32
+    onednn: bool = False
+    compiled: bool = False
+
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        matmul: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+        before = matmul.fp32_precision
+        matmul.fp32_precision = "bf16" if self.onednn else before
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = before
 
 
-class _Nothing:
-    """No data: the batches are given."""
-
-    def __next__(self) -> Any:
-        raise StopIteration
-
-    def state(self) -> Mapping[str, Any]:
-        return {}
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        pass
+AS_SHIPPED = Way()
 
 
-def nanogpt(shape: Shape, folder: Path | None, precision: Precision = FP32, *, compiled: bool = False) -> TrainStep:
-    """Karpathy's nanoGPT, from a folder with its model.py; its own optimizer."""
-    if shape.kind != "gpt2":
-        raise NotHereError("it has GPT-2's block alone")
-    if folder is None:
-        raise NotHereError("no folder is given (--nanogpt)")
-    module = _module(folder / "model.py", "nanogpt_model")
-    config = module.GPTConfig(
-        block_size=shape.context,
-        vocab_size=shape.n_vocab,
-        n_layer=shape.n_layers,
-        n_head=shape.n_heads,
-        n_embd=shape.d_model,
-        dropout=0.0,
-        bias=False,
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = module.GPT(config).train()
-        optimizer = model.configure_optimizers(DECAY, LR, BETAS, "cpu")
-    model.load_state_dict(gpt2_weights(shape.decoder(), transposed=False), strict=False)
-    forward = torch.compile(model) if compiled else model
-    return _step(model, optimizer, lambda batch: forward(batch.inputs_BT, batch.targets_BT)[1], precision)
+class Peer(ABC):
+    """`folder` is where it lies, if it is not installed."""
 
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
 
-def transformers(shape: Shape, precision: Precision = FP32) -> TrainStep:
-    """Hugging Face's model of the same shape, with the optimizer that its Trainer takes."""
-    if importlib.util.find_spec("transformers") is None:
-        raise NotHereError("it is not installed")
-    model = transformers_model(shape).train()
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": DECAY},
-            {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
-        ],
-        lr=LR,
-        betas=BETAS,
-        fused=True,
-    )
+    def twin(self, shape: Shape) -> Shape:
+        """The nearest to `shape` that it can be; a `NotHereError` where nothing is near."""
+        return shape
 
-    def loss(batch: Batch) -> Tensor:
-        return model(
-            input_ids=batch.inputs_BT, labels=batch.targets_BT, shift_labels=batch.targets_BT, use_cache=False
-        ).loss
+    @abstractmethod
+    def model(self, shape: Shape) -> nn.Module:
+        """Its model of the shape `twin` says."""
 
-    return _step(model, optimizer, loss, precision)
+    @abstractmethod
+    def weights(self, shape: Shape, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tessera's weights in its names."""
 
+    @abstractmethod
+    def loss_of(self, model: Callable[..., Any]) -> LossOf:
+        """The mean loss of a batch, as its own training takes it."""
 
-def transformers_model(shape: Shape) -> nn.Module:
-    """GPT-2 or Llama with the weights of `shape.decoder()`."""
-    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """PyTorch's fused AdamW; matrices decay."""
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        rest = [p for p in model.parameters() if p.ndim < 2]
+        settings = [{"params": matrices, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
+        return torch.optim.AdamW(settings, lr=LR, betas=BETAS, fused=True)
 
-    model: nn.Module
-    if shape.kind == "gpt2":
-        config = GPT2Config(
-            vocab_size=shape.n_vocab,
-            n_positions=shape.context,
-            n_embd=shape.d_model,
-            n_layer=shape.n_layers,
-            n_head=shape.n_heads,
-            n_inner=shape.d_ff,
-            activation_function="gelu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
+    def step(self, shape: Shape, own: Mapping[str, Tensor] | None = None, way: Way = AS_SHIPPED) -> TrainStep:
+        """What a loop in plain PyTorch does, from the weights `own` (of `twin`), or from its own random ones."""
+        shape = self.twin(shape)
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = self.model(shape).train()
+        if own is not None:
+            load(model, self.weights(shape, own))
+        return plain_step(
+            model, self.optimizer(model), self.loss_of(torch.compile(model) if way.compiled else model), way
         )
-        model, weights = GPT2LMHeadModel(config), gpt2_weights(shape.decoder(), transposed=True)
-    else:
-        config = LlamaConfig(
-            vocab_size=shape.n_vocab,
-            hidden_size=shape.d_model,
-            intermediate_size=shape.d_ff,
-            num_hidden_layers=shape.n_layers,
-            num_attention_heads=shape.n_heads,
-            max_position_embeddings=shape.context,
-            rms_norm_eps=1e-5,
-            tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-        model, weights = LlamaForCausalLM(config), llama_weights(shape.decoder())
-    found = model.load_state_dict(weights, strict=False)
+
+
+def load(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Every learned number has to come from `weights`, and every weight has to find its place."""
+    found = model.load_state_dict({name: one.clone() for name, one in weights.items()}, strict=False)
+    learned = {name for name, _ in model.named_parameters()}
     assert not found.unexpected_keys, found.unexpected_keys
-    return model
+    assert not learned & set(found.missing_keys), learned & set(found.missing_keys)
 
 
-def gpt2_weights(model: Decoder, *, transposed: bool) -> dict[str, Tensor]:
-    """In GPT-2's names; `transposed` as its published weights are. Biases stay as they are made: zeros."""
-    own = model.state_dict()
-    weights = {
-        "transformer.wte.weight": own["embedding.weight"],
-        "lm_head.weight": own["embedding.weight"],
-        "transformer.wpe.weight": own["positions.0.weight"],
-        "transformer.ln_f.weight": own["final_norm.weight"],
-    }
-    for i in range(len(model.blocks)):
-        ours, theirs = f"blocks.{i}.", f"transformer.h.{i}."
-        qkv = torch.cat([own[f"{ours}attention.{part}.weight"] for part in ("query", "key", "value")])
-        maps = {
-            "attn.c_attn": qkv,
-            "attn.c_proj": own[ours + "attention.output.weight"],
-            "mlp.c_fc": own[ours + "feed_forward.input.weight"],
-            "mlp.c_proj": own[ours + "feed_forward.output.weight"],
-        }
-        weights |= {f"{theirs}{name}.weight": one.T if transposed else one for name, one in maps.items()}
-        weights[f"{theirs}ln_1.weight"] = own[ours + "attention_norm.weight"]
-        weights[f"{theirs}ln_2.weight"] = own[ours + "feed_forward_norm.weight"]
-    return {name: one.clone() for name, one in weights.items()}
+def plain_step(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: LossOf, way: Way) -> TrainStep:
+    autocast = torch.autocast("cpu", dtype=way.dtype, enabled=way.dtype != torch.float32)
 
-
-LLAMA = {
-    "self_attn.q_proj": "attention.query",
-    "self_attn.k_proj": "attention.key",
-    "self_attn.v_proj": "attention.value",
-    "self_attn.o_proj": "attention.output",
-    "mlp.gate_proj": "feed_forward.gate",
-    "mlp.up_proj": "feed_forward.input",
-    "mlp.down_proj": "feed_forward.output",
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "feed_forward_norm",
-}
-
-
-def llama_weights(model: Decoder) -> dict[str, Tensor]:
-    """In Llama's names."""
-    own = model.state_dict()
-    weights = {
-        "model.embed_tokens.weight": own["embedding.weight"],
-        "model.norm.weight": own["final_norm.weight"],
-        "lm_head.weight": own["head.weight"],
-    }
-    for i in range(len(model.blocks)):
-        for theirs, ours in LLAMA.items():
-            weights[f"model.layers.{i}.{theirs}.weight"] = own[f"blocks.{i}.{ours}.weight"]
-    return {name: one.clone() for name, one in weights.items()}
-
-
-def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[Batch], Tensor], precision: Precision
-) -> TrainStep:
-    """What a loop in plain PyTorch does."""
-
-    def step(batch: Batch) -> float:
-        with precision.step():
-            with precision.forward(CPU):
-                loss = loss_of(batch)
+    def step(rows: Rows) -> float:
+        with way.products():
+            with autocast:
+                loss = loss_of(rows)
             loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
@@ -263,12 +126,187 @@ def _step(
     return step
 
 
-def _module(path: Path, name: str) -> Any:
-    if not path.is_file():
-        raise NotHereError(f"there is no {path}")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+class NanoGpt(Peer):
+    """Karpathy's nanoGPT, from a folder with its model.py; its own optimizer."""
+
+    def twin(self, shape: Shape) -> Shape:
+        if shape.kind != "gpt2":
+            raise NotHereError("it has GPT-2's block alone")
+        return shape
+
+    def _module(self) -> Any:
+        if self.folder is None:
+            raise NotHereError("no folder is given (--nanogpt)")
+        path = self.folder / "model.py"
+        if not path.is_file():
+            raise NotHereError(f"there is no {path}")
+        spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules["nanogpt_model"] = module
+        spec.loader.exec_module(module)
+        return module
+
+    def model(self, shape: Shape) -> nn.Module:
+        module = self._module()
+        config = module.GPTConfig(
+            block_size=shape.context,
+            vocab_size=shape.n_vocab,
+            n_layer=shape.n_layers,
+            n_head=shape.n_heads,
+            n_embd=shape.d_model,
+            dropout=0.0,
+            bias=False,
+        )
+        return module.GPT(config)
+
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return model.configure_optimizers(DECAY, LR, BETAS, "cpu")
+
+    def weights(self, shape: Shape, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return gpt2_weights(own, transposed=False)
+
+    def loss_of(self, model: Callable[..., Any]) -> LossOf:
+        return lambda rows: model(rows.inputs_BT, rows.targets_BT)[1]
+
+
+class Transformers(Peer):
+    """Hugging Face's GPT-2 or Llama, with the optimizer that its Trainer takes."""
+
+    def twin(self, shape: Shape) -> Shape:
+        return replace(shape, bias=True, norm_bias=True) if shape.kind == "gpt2" else shape
+
+    def model(self, shape: Shape) -> nn.Module:
+        package = _package("transformers", self.folder)
+        if shape.kind == "gpt2":
+            return package.GPT2LMHeadModel(
+                package.GPT2Config(
+                    vocab_size=shape.n_vocab,
+                    n_positions=shape.context,
+                    n_embd=shape.d_model,
+                    n_layer=shape.n_layers,
+                    n_head=shape.n_heads,
+                    n_inner=shape.d_ff,
+                    activation_function="gelu",
+                    resid_pdrop=0.0,
+                    embd_pdrop=0.0,
+                    attn_pdrop=0.0,
+                    bos_token_id=0,
+                    eos_token_id=0,
+                )
+            )
+        return package.LlamaForCausalLM(
+            package.LlamaConfig(
+                vocab_size=shape.n_vocab,
+                hidden_size=shape.d_model,
+                intermediate_size=shape.d_ff,
+                num_hidden_layers=shape.n_layers,
+                num_attention_heads=shape.n_heads,
+                max_position_embeddings=shape.context,
+                rms_norm_eps=1e-5,
+                tie_word_embeddings=False,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        )
+
+    def weights(self, shape: Shape, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return gpt2_weights(own, transposed=True) if shape.kind == "gpt2" else in_names(own, LLAMA)
+
+    def loss_of(self, model: Callable[..., Any]) -> LossOf:
+        def loss(rows: Rows) -> Tensor:
+            targets = rows.targets_BT
+            return model(input_ids=rows.inputs_BT, labels=targets, shift_labels=targets, use_cache=False).loss
+
+        return loss
+
+
+class LitGpt(Peer):
+    """Lightning's litgpt. It has no learned positions: GPT-2's block has rotary ones, and a head that is not tied."""
+
+    def twin(self, shape: Shape) -> Shape:
+        if shape.kind != "gpt2":
+            return shape
+        return replace(shape, norm_bias=True, position="rope", tied=False)
+
+    def model(self, shape: Shape) -> nn.Module:
+        package, config = _package("litgpt.model", self.folder), _package("litgpt.config", self.folder)
+        gpt2 = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP", "gelu_approximate": shape.approximate}
+        llama = {"norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP"}
+        return package.GPT(
+            config.Config(
+                block_size=shape.context,
+                vocab_size=shape.n_vocab,
+                padded_vocab_size=shape.n_vocab,
+                n_layer=shape.n_layers,
+                n_head=shape.n_heads,
+                n_embd=shape.d_model,
+                intermediate_size=shape.d_ff,
+                rotary_percentage=1.0,
+                parallel_residual=False,
+                bias=False,
+                norm_eps=1e-5,
+                **(gpt2 if shape.kind == "gpt2" else llama),
+            )
+        )
+
+    def weights(self, shape: Shape, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        names = LITGPT | (LITGPT_GPT2 if shape.kind == "gpt2" else LITGPT_LLAMA)
+        return in_names(own, names, joined="transformer.h.{}.attn.qkv")
+
+    def loss_of(self, model: Callable[..., Any]) -> LossOf:
+        loss = _package("litgpt.utils", self.folder).chunked_cross_entropy
+        return lambda rows: loss(model(rows.inputs_BT), rows.targets_BT)
+
+
+class LlmsFromScratch(Peer):
+    """Raschka's LLMs-from-scratch: the faster of its two variants of each model."""
+
+    def twin(self, shape: Shape) -> Shape:
+        if shape.kind != "gpt2":
+            return shape
+        return replace(shape, bias=True, norm_bias=True, tied=False, approximate="tanh")
+
+    def model(self, shape: Shape) -> nn.Module:
+        config = {
+            "vocab_size": shape.n_vocab,
+            "context_length": shape.context,
+            "emb_dim": shape.d_model,
+            "n_heads": shape.n_heads,
+            "n_layers": shape.n_layers,
+        }
+        if shape.kind == "gpt2":
+            more = {"drop_rate": 0.0, "qkv_bias": True}
+            return _package("llms_from_scratch.ch04", self.folder).GPTModelFast(config | more)
+        more = {"hidden_dim": shape.d_ff, "n_kv_groups": shape.n_heads, "rope_base": 10_000.0, "rope_freq": None}
+        package = _package("llms_from_scratch.llama3", self.folder)
+        return package.Llama3ModelFast(config | more | {"dtype": torch.float32})
+
+    def weights(self, shape: Shape, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if shape.kind == "gpt2":
+            return in_names(own, SCRATCH | SCRATCH_GPT2, joined="trf_blocks.{}.att.qkv")
+        return in_names(own, SCRATCH | SCRATCH_LLAMA)
+
+    def loss_of(self, model: Callable[..., Any]) -> LossOf:
+        return lambda rows: F.cross_entropy(model(rows.inputs_BT).flatten(0, 1), rows.targets_BT.flatten())
+
+
+def _package(name: str, folder: Path | None) -> Any:
+    """An installed package, or one that lies in `folder`."""
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise NotHereError(f"it cannot be imported ({error}): install it, or give its folder by --peers") from None
+
+
+def peers(*, nanogpt: Path | None = None, folder: Path | None = None) -> dict[str, Peer]:
+    """All that may take part, by name; what is not there says so when its model is made."""
+    return {
+        "nanogpt": NanoGpt(nanogpt),
+        "transformers": Transformers(folder),
+        "litgpt": LitGpt(folder),
+        "llms_from_scratch": LlmsFromScratch(folder),
+    }

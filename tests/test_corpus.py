@@ -160,8 +160,9 @@ def test_what_is_told_of_a_step_is_what_the_trainer_drew(
                 assert row.source == "text" or row.source in stretch.document
             rows[row.source] += 1
             tokens[row.source] += sum(stretch.tokens for stretch in row.stretches)
-        assert {source.name: source.rows for source in told.sources} == {name: n for name, n in rows.items() if n}
-        assert {source.name: source.tokens for source in told.sources} == {name: n for name, n in tokens.items() if n}
+        assert [source.name for source in told.sources] == (["red", "blue"] if mixed else ["text"])
+        for source in told.sources:
+            assert (source.rows, source.tokens) == (rows[source.name], tokens[source.name])
 
 
 def test_a_prepared_mixture_is_a_source(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
@@ -199,7 +200,8 @@ def test_a_prepared_mixture_is_a_source(tmp_path: Path, recipe: Callable[..., Re
         ({"blue": {"source": []}}, r"data.mixture.1.source = \[\]"),
         ({"source": ["x"]}, r"data.source = \['x'\]: expected none beside data.mixture"),
         ({"mixture": []}, r"data.source = \[\]: expected files, folders"),
-        ({"blue": {"source": "nowhere"}}, "nowhere: no such file, folder or named corpus"),
+        ({"blue": {"source": "nowhere"}}, r"data.mixture.1 \(nowhere\): nowhere: no such file, folder or named corpus"),
+        ({"red": {"source": "python-stdlb"}}, r"data.mixture.0 \(python-stdlb\): .*did you mean 'python-stdlib'"),
         (
             {"batches": "packed", "tokenizer": {"name": "byte", "specials": []}},
             "data.batches = 'packed': expected random",
@@ -230,17 +232,20 @@ def test_a_source_that_cannot_be_used_is_named_and_nothing_is_left(
     (texts / "copy" / "a.txt").write_text("one " * 100)
     (texts / "copy" / "b.txt").write_text("two " * 100)
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"blue": {"source": f"{texts}/empty"}}, "source 'empty': .*empty: no text in it"),
+        ({"blue": {"source": f"{texts}/empty"}}, r"data.mixture.1 \(empty\): .*empty: no text in it"),
         ({"blue": {"source": f"{texts}/short"}}, "to train on in the source 'short'"),
-        ({"blue": {"source": f"{texts}/one.txt"}, "split": "documents"}, "source 'one': one document cannot be split"),
+        (
+            {"blue": {"source": f"{texts}/one.txt"}, "split": "documents"},
+            r"data.mixture.1 \(one\): one document cannot be split",
+        ),
         (
             {"blue": {"source": f"{texts}/one.txt"}, "red": {"source": f"{texts}/copy"}, "validation": 0.45},
             "one: the mixture's other sources hold the same text|copy: the mixture's other sources",
         ),
         (
             {"blue": {"epochs": 1}, "red": {"epochs": 2}, "train.steps": 900},
-            r"train.steps = 900: expected less, or more epochs of a source: data.mixture gives [\d,]+ tokens in all "
-            r"its epochs, the run wants 115,200",
+            r"train.steps = 900: expected at most \d+, or more epochs of a source: data.mixture has [\d,]+ rows of 16 "
+            r"tokens in all its epochs, and the run wants 7,200",
         ),
     ]
     for settings, message in cases:
@@ -290,3 +295,21 @@ def test_a_run_of_before_this_was_noted_says_so(tmp_path: Path, recipe: Callable
     run_of(recipe(), tmp_path / "run")
     with pytest.raises(InputError, match="it is not noted what step 11 read"):
         what_was_read(tmp_path / "run", step=11)
+
+
+def test_a_text_that_has_changed_is_named(tmp_path: Path, texts: Path, recipe: Callable[..., Recipe]) -> None:
+    """Where the run's own shards are gone: one that has another size by it, else all that it may be."""
+    run_of(recipe(), tmp_path / "run")
+    changed = texts / "blue" / "03.txt"
+    for text, message in (
+        (changed.read_text() + "more\n", r"^[^;]*blue/\*\.txt \(was [\d,]+ bytes in 20 documents, is [\d,]+ in 20\): "),
+        (changed.read_text().replace("blue", "blub"), r"red, .*blue/\*\.txt: the text has changed since the run"),
+    ):
+        shutil.rmtree(tmp_path / "run" / "data")
+        before = changed.read_text()
+        changed.write_text(text)
+        with pytest.raises(InputError, match=message):
+            job.resume(tmp_path / "run", ["train.steps=12"])
+        assert not (tmp_path / "run" / "data").exists()
+        changed.write_text(before)
+        job.resume(tmp_path / "run", ["train.steps=10"]).run.close()

@@ -1,5 +1,6 @@
 """The demonstration's own part: how it is fitted to the machine, and what it measures."""
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -65,6 +66,9 @@ def test_the_time_given_is_kept(step_seconds: dict[str, float], minutes: float, 
     assert recipe.train.steps == 20 or recipe.train.steps * seconds <= 60 * minutes
     assert int(recipe.schedule.settings["warmup"]) <= max(1, recipe.train.steps // 10)
     assert recipe.train.steps % recipe.train.eval_every <= recipe.train.steps // 9
+    ramp = recipe.train.ramp("context_ramp")
+    assert ramp(math.ceil(recipe.train.steps / 2), recipe.model.context) == recipe.model.context
+    assert recipe.train.steps < 8 or ramp(0, recipe.model.context) < recipe.model.context
 
 
 def test_more_time_is_used(step_seconds: dict[str, float]) -> None:

@@ -36,8 +36,15 @@ CASES = {
     "wide": WIDE,
     "wide, with an average": [*WIDE, "train.ema=0.9"],
     "wide, schedule-free": [*WIDE, 'optimizer={name = "adamw-schedule-free", lr = 0.001}'],
+    "wide, eight bits": [*WIDE, 'optimizer={name = "adamw-8bit", lr = 0.001}'],
+    "wide, adafactor": [*WIDE, 'optimizer={name = "adafactor", lr = 0.001}'],
+    "wide, muon": [*WIDE, 'optimizer={name = "muon", lr = 0.001}'],
+    "wide, lion, with an average": [*WIDE, 'optimizer={name = "lion", lr = 0.001}', "train.ema=0.9"],
+    "deep, in three parts": [*DEEP, "train.accumulate=3"],
+    "experts": [*DEEP, "model.n_layers=3", 'model.feed_forward={name = "moe", n_experts = 8, n_active = 2}'],
+    "deep, bf16": [*DEEP, "train.precision=bf16"],
 }
-TOLERANCE = 0.3
+TOLERANCE = 0.25
 
 
 def train(overrides: list[str]) -> int:

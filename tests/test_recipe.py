@@ -188,7 +188,8 @@ def test_an_unreadable_recipe_is_told(tmp_path: Path) -> None:
 
 def test_every_recipe_says_what_it_shows_and_has_its_name() -> None:
     found = {path.stem for path in RECIPES.glob("*.toml")}
-    assert found == {"baseline", "shakespeare-char", "time-series", *ABLATIONS}
+    nodes = {"gpt2-ddp", "gpt2-xl-fsdp"}
+    assert found == {"baseline", "shakespeare-char", "shakespeare-fast", "time-series", *nodes, *ABLATIONS}
     for name in found:
         path = RECIPES / f"{name}.toml"
         assert load_recipe(path).name == name

@@ -4,16 +4,20 @@ A run keeps its shards, or is able to make them again; either way they are prove
 """
 
 import shutil
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from tessera.data.batches import Packed
 from tessera.data.division import Division, divide, mix
 from tessera.data.documents import Documents, read_documents
 from tessera.data.mixture import Mixture, shared_out
 from tessera.data.prepare import prepare
-from tessera.data.prepared import Prepared
+from tessera.data.prepared import PARTS, Prepared
 from tessera.errors import InputError, SettingError
 from tessera.recipe import Recipe, build_stream, separate_at
 from tessera.store.run import Run
@@ -56,19 +60,28 @@ def _divided(recipe: Recipe) -> tuple[Division, list[str]]:
     if not data.mixture:
         division = divided(documents(data.source))
         return division, [division.describe()]
-    for number, source in enumerate(data.mixture):
+    found = []
+    for number, source in enumerate(data.mixture):  # all are looked up before much of one is read
         for folder in filter(_is_prepared, source.source):
             raise SettingError(f"data.mixture.{number}.source", folder, "text: this folder is prepared already")
-    found = [documents(source.source) for source in data.mixture]  # all of them, before much of one is read
+        with _naming(number, source.name):
+            found.append(documents(source.source))
     divisions = []
-    for source, one in zip(data.mixture, found, strict=True):
-        try:
+    for number, (source, one) in enumerate(zip(data.mixture, found, strict=True)):
+        with _naming(number, source.name):
             divisions.append(divided(one))
-        except InputError as error:
-            raise InputError(f"data.mixture, source {source.name!r}: {error}") from None
     division = mix(list(zip(data.mixture, divisions, strict=True)))
     said = [f"{source.name}: {one.describe()}" for source, one in zip(data.mixture, divisions, strict=True)]
     return division, [*said, division.describe()]
+
+
+@contextmanager
+def _naming(number: int, name: str) -> Iterator[None]:
+    """Errors of a source of a mixture say which one it is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"data.mixture.{number} ({name}): {error}") from None
 
 
 @dataclass
@@ -118,10 +131,27 @@ def reopen_data(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Prepared:
         return prepared
     _, prepared = prepare_data(recipe, folder, watcher=Watcher(), clock=Stopwatch(), tokenizer=tokenizer)
     if not _is_same(prepared, run):
+        now = prepared.manifest()["sources"]
         shutil.rmtree(folder)
-        sources = [*recipe.data.source, *(name for source in recipe.data.mixture for name in source.source)]
-        raise InputError(f"{', '.join(sources)} has changed since the run was started: it cannot be resumed exactly")
+        changed = _changed((run.info.get("data_manifest") or {"sources": now})["sources"], now)
+        raise InputError(f"{changed}: the text has changed since the run was started, so it cannot be resumed exactly")
     return prepared
+
+
+def _changed(noted: list[Mapping[str, Any]], now: list[Mapping[str, Any]]) -> str:
+    """The sources that are not what they were; all of them, where that is not seen by their sizes."""
+
+    def size(source: Mapping[str, Any]) -> tuple[int, ...]:
+        return tuple(sum(source[half][what] for half in PARTS) for what in ("documents", "bytes"))
+
+    before = {source["name"]: size(source) for source in noted}
+    found = [
+        f"{', '.join(source['source'])} (was {was[1]:,} bytes in {was[0]:,} documents, is {size(source)[1]:,} in "
+        f"{size(source)[0]:,})"
+        for source in now
+        if (was := before.get(source["name"], size(source))) != size(source)
+    ]
+    return "; ".join(found) or ", ".join(name for source in now for name in source["source"])
 
 
 def _is_same(prepared: Prepared, run: Run) -> bool:
@@ -170,13 +200,14 @@ def _planned(recipe: Recipe, mixture: Mixture) -> str:
     """How often the run will read each source; a `SettingError` where the mixture does not last for it."""
     train, context = recipe.train, recipe.model.context
     ramp = train.ramp("batch_ramp")
-    rows = train.accumulate * sum(ramp(step, train.batch_size) for step in range(train.steps))
+    by_step = list(accumulate(train.accumulate * ramp(step, train.batch_size) for step in range(train.steps)))
+    rows = by_step[-1]
     if mixture.n_rows is not None and rows > mixture.n_rows:
         raise SettingError(
             "train.steps",
             train.steps,
-            f"less, or more epochs of a source: data.mixture gives {mixture.n_rows * context:,} tokens in all its "
-            f"epochs, the run wants {rows * context:,}",
+            f"at most {bisect_right(by_step, mixture.n_rows):,}, or more epochs of a source: data.mixture has "
+            f"{mixture.n_rows:,} rows of {context:,} tokens in all its epochs, and the run wants {rows:,}",
         )
     sources = list(mixture.sources.values())
     planned = shared_out([source.weight for source in sources], [source.limit for source in sources], rows)

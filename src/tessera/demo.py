@@ -26,12 +26,25 @@ MINUTES = 5.0
 
 RECIPE: dict[str, Any] = {
     "name": "demo",
-    "data": {"source": ["python-stdlib"], "validation": 0.1},
-    "tokenizer": {"name": "bpe", "vocab_size": 4096, "pattern": "gpt4"},
+    "data": {"source": ["python-stdlib"], "validation": 0.1, "batches": "epoch"},
+    "tokenizer": {"name": "bpe", "vocab_size": 2048, "pattern": "gpt4"},
     "model": PRESETS["demo"],
-    "optimizer": {"name": "muon", "lr": 8e-3, "betas": [0.9, 0.95], "weight_decay": 0.1},
-    "schedule": {"name": "cosine", "warmup": 20, "floor": 0.0},
-    "train": {"steps": 600, "batch_size": 8, "eval_every": 60, "eval_tokens": 8192, "save_every": 200},
+    "optimizer": {
+        "name": "muon",
+        "lr": 4e-3,
+        "lr_scale": {"embedding": 32},
+        "betas": [0.9, 0.95],
+        "weight_decay": 0.1,
+    },
+    "schedule": {"name": "wsd", "warmup": 20, "floor": 0.0, "cooldown": 0.6, "curve": "linear"},
+    "train": {
+        "steps": 1250,
+        "batch_size": 4,
+        "context_ramp": {"name": "doubling", "start": 64, "steps": 625},
+        "eval_every": 125,
+        "eval_tokens": 8192,
+        "save_every": 417,
+    },
     "sample": {
         "prompts": ["import os\nimport sys\n\n\ndef", "import os\nimport sys\n\n\nclass", ""],
         "sampling": {"temperature": 0.7, "top_p": 0.95, "max_tokens": 120},
@@ -73,6 +86,7 @@ def demo_recipe(minutes: float | None, *, seed: int = 1337) -> tuple[Recipe, str
         "schedule.warmup": min(int(recipe.schedule.settings["warmup"]), max(1, steps // 10)),
         "train.eval_every": math.ceil(steps / 10),
         "train.save_every": math.ceil(steps / 3),
+        "train.context_ramp.steps": math.ceil(steps / 2),
     }
     return check(Recipe, assign(RECIPE, {"seed": seed} | values)), said
 

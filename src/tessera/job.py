@@ -43,8 +43,9 @@ from tessera.train.compile import cache_folder, compile_seconds
 from tessera.train.distributed import distribute
 from tessera.train.precision import FP32
 from tessera.train.profile import StepProfiler
+from tessera.train.progress import Outcome
 from tessera.train.stopwatch import Stopwatch
-from tessera.train.trainer import Outcome, Trainer
+from tessera.train.trainer import Trainer
 from tessera.train.world import SOLO, World
 from tessera.watcher import Watcher
 
@@ -212,10 +213,8 @@ class _Job:
         self.clock.seconds |= self.trainer.clock.seconds
         result = Result(self.run, outcome, self.trainer.step, self.model, self.tokenizer, seconds=self.clock.seconds)
         result.stopped_by = self.trainer.stopped_by
-        if outcome != "interrupted" and self.world.is_first:
-            if self.parallel.is_sharded:
-                result.model = self.model = self._whole_model()
-            self._finish(result, measure)
+        if outcome != "interrupted":
+            self.world.first(lambda: self._finish(result, measure))
         return result
 
     def _whole_model(self) -> Decoder:
@@ -235,6 +234,8 @@ class _Job:
         self.watcher.say(f"resumed at step {self.trainer.step:,} of {self.recipe.train.steps:,}")
 
     def _finish(self, result: Result, measure: Callable[[Result], None] | None) -> None:
+        if self.parallel.is_sharded:
+            result.model = self.model = self._whole_model()
         with self.watcher.phase("measure the held-out loss"), self.clock("evaluation"):
             evaluate_run(self.run, self.recipe, self.prepared, self.trainer.step, result)
         with self.clock("samples"):
@@ -272,6 +273,8 @@ class _Job:
         train, context = self.recipe.train, self.recipe.model.context
         per_step = train.batch_size * train.accumulate * context
         by = f"; {self.world.size} processes share it by {train.parallel}" if self.world.size > 1 else ""
+        if (idle := self.world.size - train.batch_size) > 0:
+            by += f", {idle} of which have nothing to do: train.batch_size is {train.batch_size}"
         return (
             f"{self.model.n_params:,} parameters, {train.steps:,} steps of {per_step:,} tokens: "
             f"{train.steps * per_step / max(counts.n_tokens, 1):.2f} epochs of {counts.n_tokens:,} tokens{by}"

@@ -36,7 +36,9 @@ from tessera.store.folder import is_run, remove
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, load_vocabulary, tokenizer_from_json, train_tokenizer
 from tessera.tokenizers.chat import Message, encode_chat
-from tessera.train.trainer import Progress, Trainer, TrainSettings
+from tessera.train.progress import Progress
+from tessera.train.settings import TrainSettings
+from tessera.train.trainer import Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Say = Callable[[str], None]

@@ -15,6 +15,9 @@ from tessera.errors import InputError
 from tessera.plan import check_room
 from tessera.provenance import run_info
 from tessera.recipe import Recipe, pick_precision
+from tessera.store.files import make_folders
+from tessera.store.folder import LOCK
+from tessera.store.lock import RunLock
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, tokenizer_from_json
 from tessera.train.distributed import check_way
@@ -53,7 +56,7 @@ def create(recipe: Recipe, out: str | Path | None, watcher: Watcher, clock: Stop
     path = Path(out) if out is not None else free_path(Path("runs") / recipe.name)
     _check_free(path)
     check_room(recipe, path, say=watcher.say)
-    with _nothing_left_on_error(path):
+    with _claimed(path) as lock:
         tokenizer, prepared = prepare_data(recipe, path / "data", watcher=watcher, clock=clock)
         for line in check_data(recipe, prepared, tokenizer):
             watcher.say(line)
@@ -64,6 +67,7 @@ def create(recipe: Recipe, out: str | Path | None, watcher: Watcher, clock: Stop
             vocabulary=tokenizer.vocabulary(),
             store=recipe.store,
             info=run_info(recipe, prepared) | {"precision": pick_precision(recipe).written()},
+            lock=lock,
         )
     return run, tokenizer, prepared
 
@@ -92,7 +96,7 @@ def free_path(path: Path) -> Path:
 
 
 def _check_free(path: Path) -> None:
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(entry.name != LOCK for entry in path.iterdir())):
         raise InputError(f"{path} exists: choose another --out, or go on with it by --resume {path}")
 
 
@@ -107,11 +111,23 @@ def closed_on_error(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def _nothing_left_on_error(path: Path) -> Iterator[None]:
-    """If the block fails, the folder `path`, which was empty or not there, is so again."""
+def _claimed(path: Path) -> Iterator[RunLock]:
+    """The folder `path`, in which no other process makes a run; if the block fails it is as before: empty or not there.
+
+    The lock comes first: of two that begin at the same moment, the one that is refused must not remove what the other
+    has prepared.
+    """
     existed = path.exists()
+    make_folders(path)
+    lock = RunLock(path / LOCK)
     try:
-        yield
+        _check_free(path)
+    except BaseException:
+        lock.release()
+        raise
+    try:
+        yield lock
     except BaseException:
         shutil.rmtree(path / "data" if existed else path, ignore_errors=True)
+        lock.release()
         raise

@@ -48,6 +48,8 @@ class Plan:
     average: int
     """The second set of weights that `train.ema` keeps."""
     activations: int
+    update: int
+    """What the optimizer's update takes for itself; the activations are gone by then."""
     checkpoint: int
     """On the disk: weights and optimizer, and the other set of weights where the run averages them."""
     seconds: float
@@ -65,7 +67,7 @@ class Plan:
         An optimizer that averages the weights itself holds a third set while the averages are looked at; there are no
         gradients then.
         """
-        return self.fixed + self.activations
+        return self.fixed + max(self.activations, self.update)
 
 
 def make_plan(
@@ -83,7 +85,7 @@ def make_plan(
     width = 4
     device = pick_device(train.device)
     tokens = tokens_per_step * train.steps
-    optimizer = build_optimizer(recipe, model)  # type: ignore[arg-type]
+    optimizer: Any = build_optimizer(recipe, model)  # type: ignore[arg-type]
     weights, state = width * model.n_params, optimizer.memory()
     is_averaged = train.ema is not None or isinstance(optimizer, Averaged)
     flops_a_second = (product_flops if speed is None else speed)(device)
@@ -99,6 +101,7 @@ def make_plan(
         optimizer=state,
         average=0 if train.ema is None else weights,
         activations=width * train.batch_size * shape.context * _activations_per_token(model, train.checkpointing),
+        update=optimizer.update_memory(),
         checkpoint=weights + state + (weights if is_averaged else 0),
         seconds=tokens * training_flops(model) / (TRAINING_EFFICIENCY * flops_a_second),
         device=str(device),
@@ -120,10 +123,11 @@ def check_room(
         per_row=plan.activations // train.batch_size,
         batch_size=train.batch_size,
         accumulate=train.accumulate,
+        update=plan.update,
     )
     one = 2 * plan.checkpoint if recipe.store == "sqlite" else plan.checkpoint  # the log is written first, then copied
-    beside = max(0, train.keep - kept)  # of `keep` and the best, one is being written
-    more = beside * plan.checkpoint
+    stay = train.keep + 1 + (kept > 0)  # the newest, the best, and the one that the run was resumed from
+    more = max(0, stay - kept) * plan.checkpoint
     for line in lines + check_disk(path, one=one, certain=plan.weights, more=more):
         say(line)
 

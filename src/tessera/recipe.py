@@ -180,7 +180,7 @@ def pick_precision(recipe: Recipe, kept: Mapping[str, Any] | None = None) -> Pre
     """What `train.precision` means here; `kept` is the choice that "auto" made when a run was started."""
     shape, train = recipe.model, recipe.train
     device = pick_device(train.device)
-    measured = Shape(shape.d_model, shape.n_heads, shape.context, train.batch_size)
+    measured = Shape(shape.d_model, shape.n_heads, shape.context, train.batch_size, compiled=train.compile is True)
     if train.precision == "auto" and kept is not None:
         return go_on(Precision(**kept), device, measured)
     return choose(train.precision, device, measured)

@@ -11,7 +11,7 @@ from rich.table import Table
 from tessera.cli import console as module
 from tessera.cli.console import StepDisplay, console, duration, show_seconds, show_table, size, working
 from tessera.cli.watch import ConsoleWatcher, stream_text
-from tessera.train.trainer import Progress
+from tessera.train.progress import Progress
 
 
 def step_of(step: int, **values: Any) -> Progress:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from tessera.objectives import NextToken
 END = 0
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(capacity=st.integers(1, 30), data=st.data())
 def test_it_is_best_fit_decreasing(capacity: int, data: st.DataObject) -> None:
     """Each choice, the longest first, against a look at every row: of two rows with the same room either will do."""
@@ -62,7 +63,7 @@ def epoch_of(stream: Packed) -> list[Batch]:
 DOCUMENTS = st.lists(st.lists(st.integers(1, 9), max_size=20), min_size=1, max_size=25)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(documents=DOCUMENTS, context=st.integers(1, 9), batch_size=st.integers(1, 4), seed=st.integers(0, 9))
 def test_each_document_is_there_once_an_epoch_and_sees_no_other(
     documents: list[list[int]], context: int, batch_size: int, seed: int
@@ -143,8 +144,18 @@ def test_an_end_token_is_needed() -> None:
         Packed(shard=shard_of([[1] * 9]), context=4, batch_size=1)
 
 
-@pytest.mark.parametrize("position", ["rope", "learned", "alibi"])
-def test_a_packed_document_has_the_loss_that_it_has_alone(position: str) -> None:
+SHAPES: dict[str, dict[str, Any]] = {
+    "rope": {"position": "rope"},
+    "learned": {"position": "learned"},
+    "alibi": {"position": "alibi"},
+    "n-grams": {"embedding": {"name": "ngram", "orders": [2, 3], "rows": 50}},
+    "latent attention": {"attention": {"name": "mla"}},
+    "windows": {"attention": {"name": "gqa", "window": 5, "value_residual": True}},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_a_packed_document_has_the_loss_that_it_has_alone(shape: dict[str, Any]) -> None:
     """Each token's, to 1e-6; and the packed batch's loss is their mean."""
     rng = np.random.default_rng(3)
     documents = [rng.integers(1, 17, size).tolist() for size in rng.integers(0, 40, 60)]
@@ -157,7 +168,7 @@ def test_a_packed_document_has_the_loss_that_it_has_alone(position: str) -> None
             d_model=16,
             n_layers=2,
             n_heads=2,
-            position=position,
+            **shape,
             init={"name": "normal", "std": 0.3},
         )
         .double()

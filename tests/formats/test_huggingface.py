@@ -203,7 +203,7 @@ def export(
 QK_NORM = {"name": "gqa", "qk_norm": True}
 OURS: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("llama", {}),
-    "as the demo": ("qwen3", {"attention": QK_NORM, "tied": True}),
+    "as the demo": ("qwen3", {"attention": QK_NORM, "tied": False}),
     "padded": ("llama", {"vocab_multiple": 64, "tied": True}),
     "padded, untied": ("llama", {"vocab_multiple": 64}),
     "with a future": ("llama", {"n_future": 1}),

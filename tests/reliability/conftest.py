@@ -25,6 +25,7 @@ SMALL = (
     "train.keep=3",
     "train.threads=1",
     "train.device=cpu",
+    "train.precision=fp32",
     "schedule.warmup=1",
     "sample.sampling.max_tokens=8",
 )

@@ -58,6 +58,8 @@ def same(a: Any, b: Any) -> bool:
 def test_any_bit_of_any_file_of_a_checkpoint(copied: Callable[[str], Path], name: str) -> None:
     path = copied("files")
     expected = contents(path)
+    for step in STEPS:
+        assert sorted(file.name for file in (path / "checkpoints" / f"step-{step:06d}").iterdir()) == sorted(CHECKPOINT)
 
     @thorough
     @given(where=where, how=how, step=st.sampled_from(STEPS))
@@ -99,9 +101,13 @@ def test_a_run_does_not_go_on_with_data_that_have_changed(copied: Callable[[str]
     job.resume(path, ["train.steps=7"]).run.close()  # and is left free to be mended
 
 
-def test_any_bit_of_the_one_file_of_a_run(copied: Callable[[str], Path]) -> None:
-    """Not all of a database belongs to a checkpoint; what is read as one is what was written, or run.db is named."""
-    path = copied("sqlite")
+@pytest.mark.parametrize(("store", "used"), [("files", {0, 6}), ("sqlite", {0, 4, 6})])
+def test_any_bit_of_the_database_of_a_run(copied: Callable[[str], Path], store: str, used: set[int]) -> None:
+    """Not all of a database belongs to a checkpoint; what is read as one is what was written, or run.db is named.
+
+    With the store "files" it holds none: the newest one is used, or nothing.
+    """
+    path = copied(store)
     shutil.rmtree(path / "data")
     expected = contents(path)
     found: list[int] = []
@@ -124,7 +130,7 @@ def test_any_bit_of_the_one_file_of_a_run(copied: Callable[[str], Path]) -> None
             (path / name).unlink(missing_ok=True)
 
     each()
-    assert {0, 4, 6} <= set(found)
+    assert set(found) == used
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "recipe.json"])

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tessera import job
+from tessera import job, plan
 from tessera.errors import InputError, StorageError
-from tessera.recipe import load_recipe
+from tessera.recipe import Recipe, load_recipe
+from tessera.store.file_checkpoints import FileCheckpoints
 from tessera.store.run import Run
 from tessera.train import room
 
@@ -96,3 +97,31 @@ def test_what_may_not_fit_is_said_and_goes_on(copied: Callable[[str], Path], mon
     watcher = Listening()
     job.resume(copied("files"), ["train.steps=7", "train.keep=90"], watcher=watcher).run.close()
     assert any("the disk may become full" in line for line in watcher.lines)
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_checkpoints_that_are_there_at_once_are_no_more_than_the_plan_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    """The newest, the best before them, the one resumed from, and the one that is being written."""
+    run = Run.create(tmp_path / "run", recipe={}, tokenizer_json="{}", vocabulary=[])
+    there: list[int] = []
+    settle = FileCheckpoints.settle
+
+    def counted(store: FileCheckpoints, *arguments: Any) -> None:
+        there.append(len(store.steps()))
+        settle(store, *arguments)
+
+    monkeypatch.setattr(FileCheckpoints, "settle", counted)
+    with run:
+        for step in range(1, 9):
+            protect = {3} if resumed and step > 3 else set()
+            run.checkpoints.write(step, *state_of(step), keep=2, protect=protect)
+            if step == 1:
+                run.checkpoints.mark_best(1)
+    asked: dict[str, int] = {}
+    monkeypatch.setattr(plan, "check_disk", lambda path, **needs: asked.update(needs) or [])
+    recipe: Recipe = load_recipe(None, ["tokenizer=byte", "train.keep=2", "train.device=cpu"], sources=["x"])
+    plan.check_room(recipe, tmp_path, say=lambda line: None, kept=3 if resumed else 0)
+    one = asked["one"]
+    assert (asked["one"] + asked["more"]) // one + (3 if resumed else 0) == max(there)

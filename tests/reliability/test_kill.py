@@ -42,7 +42,8 @@ SETTINGS = [
     "tokenizer=char", "model.d_model=16", "model.n_layers=1", "model.n_heads=2", "model.context=16",
     "model.dropout=0.1", "data.batches=epoch", "schedule.warmup=3", "train.batch_size=4", "train.accumulate=2",
     "train.keep=2", "train.threads=1", "train.device=cpu", f"train.steps={STEPS}", f"train.save_every={INTERVAL}",
-    "train.eval_every=6", "train.eval_tokens=64", "train.sample_every=8", "sample.sampling.max_tokens=4",
+    "train.precision=fp32", "train.eval_every=6", "train.eval_tokens=64", "train.sample_every=8",
+    "sample.sampling.max_tokens=4",
 ]  # fmt: skip
 
 

@@ -1,10 +1,12 @@
 """SIGINT and SIGTERM, sent to the real command: saved at the end of the step, the right exit code, how to go on."""
 
 import json
+import random
 import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -88,8 +90,8 @@ def test_a_second_signal_ends_it_at_once(
 def test_a_signal_before_the_training_leaves_nothing_behind(
     command: Callable[..., list[str]], tmp_path: Path, small: Sequence[str]
 ) -> None:
-    large = tmp_path / "large.txt"
-    large.write_text("the quick brown fox jumps over the lazy dog " * 800_000)
+    large, rng = tmp_path / "large.txt", random.Random(0)
+    large.write_text(" ".join(f"{rng.getrandbits(64):x}" for _ in range(300_000)))  # seconds for the tokenizer
     out = tmp_path / "run"
     arguments = command("train", large, "--out", out, "tokenizer.name=bpe", "tokenizer.vocab_size=4000", *small[1:])
     with started(arguments, until=r".*bytes of text; held out") as process:  # the tokenizer is trained next
@@ -97,3 +99,24 @@ def test_a_signal_before_the_training_leaves_nothing_behind(
         process.communicate(timeout=60)
     assert process.returncode == 143
     assert not out.exists()
+
+
+IMPORTS = """
+import sys, time
+from tessera.cli.main import _termination_unwinds
+sys.path.insert(0, sys.argv[1])
+with _termination_unwinds():
+    print("importing", flush=True)
+    import large
+    time.sleep(60)
+"""
+
+
+def test_a_signal_while_a_module_is_being_compiled_is_not_lost(tmp_path: Path) -> None:
+    """Python's compiler swallows what a signal's handler raises while it computes a constant."""
+    (tmp_path / "large.py").write_text("".join(f"A{number} = 3**99 * 5**{number % 97}\n" for number in range(20_000)))
+    with started([sys.executable, "-c", IMPORTS, str(tmp_path)], until="importing") as process:
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=40)
+    assert process.returncode == 143

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -28,7 +29,7 @@ def test_the_second_is_told_who_the_first_is(tmp_path, in_child):
     owner = lock_owner(path)
     assert owner is not None
     assert (owner.process, owner.host) == (pid, socket.gethostname())
-    with pytest.raises(InputError, match=f"process {pid}"):
+    with pytest.raises(InputError, match=f"is being trained by process {pid} on {re.escape(socket.gethostname())}: "):
         RunLock(path)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)

@@ -18,8 +18,9 @@ from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.store.run import Run
 from tessera.train.loader import Prefetched
+from tessera.train.progress import Progress
 from tessera.train.settings import TrainSettings
-from tessera.train.trainer import Progress, Trainer
+from tessera.train.trainer import Trainer
 
 SHARD = Shard(np.random.default_rng(0).integers(0, 13, 400).astype(np.uint16))
 STEPS = 6

@@ -23,8 +23,9 @@ from tessera.train.compile import (
     lay_out,
 )
 from tessera.train.precision import FP32, Precision
+from tessera.train.progress import Progress
 from tessera.train.settings import TrainSettings
-from tessera.train.trainer import Progress, Trainer
+from tessera.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 COMPILED, EAGER = Compilation(True, "asked for"), Compilation(False, "asked for")

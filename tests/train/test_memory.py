@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +24,8 @@ from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.store.run import Run
 from tessera.train.memory import MemoryFit, cut, is_out_of_memory
-from tessera.train.trainer import Trainer, TrainSettings
+from tessera.train.settings import TrainSettings
+from tessera.train.trainer import Trainer
 
 ROWS, CONTEXT, N_VOCAB = 64, 256, 300
 
@@ -107,17 +107,6 @@ def test_another_error_is_not_swallowed() -> None:
         MemoryFit().run([batch_of(2)], work, lambda: None)
 
 
-class Log(list[Any]):
-    def log_metrics(self, step: int, values: dict[str, float]) -> None:
-        pass
-
-    def truncate_after(self, step: int) -> None:
-        pass
-
-    def add_event(self, step: int, kind: str, **what: Any) -> None:
-        self.append([step, kind, what["action"]])
-
-
 def made(*, d_model: int = 64, n_layers: int = 4, optimizer: str = "sgd") -> Trainer:
     torch.manual_seed(0)
     shard = Shard(np.random.default_rng(0).integers(0, N_VOCAB, 5000).astype(np.uint16))
@@ -132,18 +121,20 @@ def made(*, d_model: int = 64, n_layers: int = 4, optimizer: str = "sgd") -> Tra
     )
 
 
-def train_limited(room: int) -> None:
-    """Three steps with `room` bytes of address space more than a step of one row has needed."""
+def train_limited(room: int, path: str) -> None:
+    """Three steps with `room` bytes of address space more than a step of one row has needed, noted in a run."""
     torch.set_num_threads(1)
-    trainer, log, said, losses = made(), Log(), [], []
+    trainer, said, losses = made(), [], []
+    run = Run.create(path, recipe={}, tokenizer_json="{}", vocabulary=[])
     _warm_up(trainer)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + room, resource.RLIM_INFINITY))
-    trainer.log, trainer.say = log, said.append
+    trainer.log, trainer.say = run, said.append
     trainer.watch = lambda progress: losses.append(progress.loss)
     trainer.run()
+    run.close()
     weights = [parameter.double().sum().item() for parameter in trainer.objective.parameters()]
-    print(json.dumps({"losses": losses, "said": said, "events": log, "weights": weights, "parts": parts_of(trainer)}))
+    print(json.dumps({"losses": losses, "said": said, "weights": weights, "parts": parts_of(trainer)}))
 
 
 def _warm_up(trainer: Trainer) -> None:
@@ -158,13 +149,18 @@ def parts_of(trainer: Trainer) -> int:
     return trainer._step.memory.parts
 
 
-def test_memory_that_is_really_refused_halves_the_micro_batch_and_keeps_the_total() -> None:
-    done = subprocess.run([sys.executable, __file__], capture_output=True, text=True, timeout=200)
+def test_memory_that_is_really_refused_halves_the_micro_batch_and_keeps_the_total(tmp_path: Path) -> None:
+    arguments = [sys.executable, __file__, str(tmp_path / "run")]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["parts"] in (2, 4, 8, 16)
-    assert report["events"][0] == [1, "out of memory", "micro-batches in 2 parts"]
-    assert len(report["events"]) == len(report["said"]) == report["parts"].bit_length() - 1
+    with Run.open(tmp_path / "run") as run:
+        events = run.events()
+    parts = [2**number for number in range(1, report["parts"].bit_length())]
+    assert [(event.step, event.kind) for event in events] == [(1, "out of memory")] * len(parts)
+    assert [event.action for event in events] == [f"micro-batches in {number} parts" for number in parts]
+    assert [event.detail for event in events] == report["said"]
     assert "out of memory (" in report["said"][0]
     assert "parts of 32" in report["said"][0]
 
@@ -229,4 +225,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["state"]:
         train_without_room_for_the_state(100 << 20)
     else:
-        train_limited(150 << 20)
+        train_limited(150 << 20, sys.argv[1])

@@ -18,8 +18,9 @@ from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.store.run import Run
 from tessera.train.nonfinite import NOT_FINITE, SPIKE, WITHIN, Guard, what_is_not_finite
+from tessera.train.settings import TrainSettings
 from tessera.train.spikes import SpikeDetector
-from tessera.train.trainer import Trainer, TrainSettings
+from tessera.train.trainer import Trainer
 
 N_VOCAB, CONTEXT = 13, 8
 
@@ -94,7 +95,8 @@ class Numbered:
 
 
 class Sick(NextToken):
-    """The batches `bad` (by number, from 1) give a loss that is NaN, or a hundred times too large."""
+    """The batches `bad` (by number, from 1) give a loss that is NaN, one that is a hundred times too large, or one
+    that is a number and whose gradient is none."""
 
     bad: Mapping[int, str]
     learned: list[int]
@@ -103,6 +105,8 @@ class Sick(NextToken):
         loss, metrics = super().forward(batch)
         number = self.data.cursor  # type: ignore[attr-defined]
         self.learned.append(number)
+        if self.bad.get(number) == "gradient":
+            return loss + torch.sqrt(loss * 0.0), metrics  # the root's slope at 0 is infinite: times 0, NaN
         factor = {"nan": math.nan, "spike": 100.0}.get(self.bad.get(number, ""))
         return (loss, metrics) if factor is None else (loss * factor, {"loss": loss.detach() * factor})
 
@@ -129,21 +133,30 @@ def weights(trainer: Any) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in trainer.objective.model.state_dict().items()}
 
 
+def optimizer_state(trainer: Any) -> dict[str, Tensor]:
+    states = enumerate(trainer.optimizer.state.values())
+    return {f"{number}/{name}": value.clone() for number, state in states for name, value in state.items()}
+
+
 def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_stop_leaves_the_optimizer_untouched_and_notes_the_event_and_the_cursor(make_run: Callable[..., Run]) -> None:
+@pytest.mark.parametrize(("bad", "said"), [("nan", "the loss .* is nan"), ("gradient", "the gradient's norm is nan")])
+def test_stop_leaves_the_optimizer_untouched_and_notes_the_event_and_the_batches(
+    make_run: Callable[..., Run], bad: str, said: str
+) -> None:
     run = make_run()
-    trainer = trainer_of(run, {6: "nan"})
+    trainer = trainer_of(run, {6: bad})
     kept: dict[int, dict[str, Tensor]] = {}
-    trainer.watch = lambda progress: kept.update({progress.step: weights(trainer)})
-    with pytest.raises(DivergedError, match=r"step 6: the loss .* is nan .*\{'cursor': 6\}"):
+    trainer.watch = lambda progress: kept.update({progress.step: weights(trainer) | optimizer_state(trainer)})
+    with pytest.raises(DivergedError, match=rf"step 6: {said} .*\{{'cursor': 6\}}"):
         trainer.run()
-    assert same(weights(trainer), kept[5])
+    assert same(weights(trainer) | optimizer_state(trainer), kept[5])
     assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {5}
     (event,) = run.events()
     assert (event.step, event.kind, event.action, event.cursor) == (6, NOT_FINITE, "stop", {"cursor": 6})
+    assert event.drawn == {"cursor": {"cursor": 5}, "rows": [2]}
     assert "is nan" in event.detail
 
 
@@ -191,6 +204,7 @@ def test_rewind_goes_back_to_the_checkpoint_and_on_with_the_batches_that_follow(
     assert trainer.objective.learned == [*range(1, 47), *range(47, 57)]  # 40 was saved; 41 to 46 are passed over
     (event,) = run.events()
     assert (event.step, event.action, event.cursor) == (46, "rewind", {"cursor": 46})
+    assert event.drawn == {"cursor": {"cursor": 45}, "rows": [2]}
     assert "went back to step 40" in trainer.said[-1]
     assert [step for step, _ in run.metrics("loss")] == list(range(1, 51))
 

@@ -11,12 +11,14 @@ from tessera.data.shards import Shard
 from tessera.errors import SettingError
 from tessera.model.decoder import Decoder
 from tessera.objectives import NextToken
+from tessera.ops.int8 import is_exact
 from tessera.optim import OPTIMIZERS, groups
 from tessera.store.run import Run
 from tessera.train import precision as module
 from tessera.train.precision import FP32, Precision, Shape, choose, fp32_through_onednn, go_on
+from tessera.train.progress import Progress
 from tessera.train.settings import TrainSettings
-from tessera.train.trainer import Progress, Trainer
+from tessera.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 SHAPE = Shape(d_model=256, n_heads=4, context=64, batch_size=4)
@@ -138,7 +140,7 @@ def test_the_choice_follows_the_figures(
     monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float], exact: bool, expected: Precision
 ) -> None:
     def measured(device: torch.device, shape: Shape, one: Precision, *, limit: float = math.inf) -> float:
-        return seconds["onednn" if one.onednn else one.name]
+        return seconds.get("onednn" if one.onednn else one.name, 100)
 
     monkeypatch.setattr(module, "_layer_seconds", measured)
     monkeypatch.setattr(module, "_onednn_is_exact", lambda shape: exact)
@@ -210,6 +212,58 @@ def test_8_bits_learn_about_the_same() -> None:
     bf16 = [progress.loss for progress in trained(Precision("bf16"), 30)]
     assert close != bf16  # it is in 8 bits
     assert close == pytest.approx(exact, rel=0.06)
+
+
+in_integers = pytest.mark.skipif(not is_exact(), reason="this processor's products of 8 bits are not exact")
+
+
+@in_integers
+@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES.keys())
+def test_integers_of_8_bits_learn_the_same(pieces: dict) -> None:
+    exact = [progress.loss for progress in trained(FP32, 30, pieces=pieces)]
+    close = [progress.loss for progress in trained(Precision("int8"), 30, pieces=pieces)]
+    assert close != exact
+    assert close == pytest.approx(exact, rel=0.04)
+
+
+@in_integers
+def test_a_run_in_integers_goes_on_bit_for_bit(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    def run(folder: str, stops: tuple[int, ...]) -> list[torch.Tensor]:
+        kept = Run.create(tmp_path / folder, recipe={}, tokenizer_json="{}", vocabulary=[])
+        for number, steps in enumerate(stops):
+            torch.manual_seed(0)
+            model = Decoder(n_vocab=128, context=16, d_model=32, n_layers=2, n_heads=4)
+            Precision("int8").prepare(model)
+            data = RandomWindows(shard=Shard(TEXT), context=16, batch_size=8, seed=0)
+            objective = NextToken(model=model, data=data)
+            trainer = Trainer(
+                objective=objective,
+                optimizer=OPTIMIZERS["adamw"](groups(objective, 0.0), lr=3e-3),
+                schedule=lambda step, steps: 1.0,
+                settings=TrainSettings(steps=steps),
+                checkpoints=kept.checkpoints,
+                precision=Precision("int8"),
+            )
+            if number:
+                trainer.resume()
+            trainer.run()
+        kept.close()
+        return [parameter.detach() for parameter in model.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(run("whole", (6,)), run("parts", (3, 6)), strict=True))
+
+
+def test_integers_are_for_a_cpu_that_multiplies_them_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_exact", lambda: True)
+    assert choose("int8", CPU, SHAPE) == Precision("int8", reason="asked for")
+    with pytest.raises(SettingError, match=r"train\.compile=false"):
+        choose("int8", CPU, Shape(256, 4, 64, 4, compiled=True))
+    with pytest.raises(SettingError, match="for a CPU, not meta"):
+        choose("int8", torch.device("meta"), SHAPE)
+    monkeypatch.setattr(module, "is_exact", lambda: False)
+    for ask in (lambda: choose("int8", CPU, SHAPE), lambda: go_on(Precision("int8"), CPU, SHAPE)):
+        with pytest.raises(SettingError, match=r"train\.precision = 'int8'.*exactly"):
+            ask()
 
 
 def test_a_model_that_8_bits_do_not_fit_is_refused() -> None:

@@ -39,7 +39,7 @@ def held_out(precision: Precision, text: np.ndarray) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["bf16", "fp8"])
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int8"])
 def test_after_2000_steps_the_loss_is_within_1_percent_of_that_in_fp32(name: str, shared_data: Path) -> None:
     text = np.frombuffer((shared_data / "text" / "tinyshakespeare.txt").read_bytes(), dtype=np.uint8).astype(np.uint16)
     exact, close = held_out(FP32, text), held_out(Precision(name), text)

@@ -20,7 +20,9 @@ from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.optim.schedule import Cosine
 from tessera.store.run import Run
-from tessera.train.trainer import Progress, Trainer, TrainSettings
+from tessera.train.progress import Progress
+from tessera.train.settings import TrainSettings
+from tessera.train.trainer import Trainer
 
 N_VOCAB = 13
 SHARD = Shard(np.random.default_rng(0).integers(0, N_VOCAB, 230).astype(np.uint16))

@@ -15,7 +15,9 @@ from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.store.run import Run
 from tessera.train.metrics import on_host
-from tessera.train.trainer import Log, Progress, Trainer, TrainSettings
+from tessera.train.progress import Log, Progress
+from tessera.train.settings import TrainSettings
+from tessera.train.trainer import Trainer
 
 N_VOCAB = 13
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from tessera.train.trainer import Progress as Step
+    from tessera.train.progress import Progress as Step
 
 PLAIN_SECONDS = 10.0  # between two plain lines
 PLAIN_WIDTH = 1000  # of a table in a file or a pipe: nothing has to be folded there

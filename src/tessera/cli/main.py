@@ -18,6 +18,8 @@ from tessera import __version__
 from tessera.cli import chat, data, demo, evaluate, export_model, generate, import_model, runs, tokenizer, train
 from tessera.errors import TesseraError
 
+AGAIN_SECONDS = 0.02
+
 app = typer.Typer(
     name="tessera",
     help="From plain text to a language model that answers.",
@@ -82,4 +84,13 @@ def _termination_unwinds() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+    """Unwind, but not out of an import: a moment later then.
+
+    Python's compiler takes an exception that arises while it computes a constant for an error of the constant, and
+    goes on: the signal would be lost.
+    """
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+        signal.signal(signal.SIGALRM, _terminate)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
+        return
+    raise SystemExit(128 + signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tessera.cli.console import console, duration, size
-from tessera.errors import DivergedError, FollowedError, InputError
+from tessera.errors import DivergedError, FollowedError, InputError, SettingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,6 +39,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run, from its newest valid checkpoint.")] = None,
     step: Annotated[int | None, typer.Option(help="With --resume: from this checkpoint.")] = None,
+    or_resume: Annotated[
+        bool, typer.Option("--or-resume", help="With --out: where the run is there already, go on with it as it is.")
+    ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need and stop.")] = False,
     devices: Annotated[
@@ -67,8 +71,12 @@ def train(
     from tessera.cli.watch import show_result
     from tessera.job import resumed_recipe
     from tessera.recipe import load_recipe
-    from tessera.train.world import is_one_of_many, joined
+    from tessera.store.folder import is_run
+    from tessera.train.world import is_launched, joined
 
+    check_start(devices, max_restarts, launched=is_launched())
+    if or_resume and out is None:
+        raise SettingError("--or-resume", or_resume, "--out, which says where the run may be")
     sources, overrides = split_inputs(inputs or [])
     if resume is not None:
         if sources or recipe or preset or depth or out:
@@ -80,14 +88,16 @@ def train(
         print_recipe(settings)
     elif dry_run:
         show_plan(settings, as_json=as_json)
-    elif devices is not None and devices > 1 and not is_one_of_many():
+    elif devices is not None and (devices > 1 or max_restarts):
         given = {"-c": recipe, "--preset": preset, "--depth": depth, "--step": step}
         options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
-        options += ["--profile"] * profile + ["--json"] * as_json
-        start = Start([*(inputs or []), *options], settings, out=out, resume=resume)
+        options += ["--profile"] * profile + ["--json"] * as_json + ["--or-resume"] * or_resume
+        start = Start(inputs or [], options, settings, out=out, resume=resume)
         sys.exit(start.run(devices, max_restarts))
     else:
         with joined(settings.train.device) as world:
+            if or_resume and out is not None and world.first(lambda: is_run(out)):
+                resume, overrides = out, []
             out_console = console(quiet=as_json or not world.is_first)
             result = _train(settings, out, resume, overrides, step, profile, out_console, world)
             if world.is_first:
@@ -134,17 +144,28 @@ def _end(result: "Result", *, as_json: bool) -> None:
         sys.exit(128 + result.stopped_by)
 
 
+def check_start(devices: int | None, max_restarts: int, *, launched: bool) -> None:
+    """Raise a `SettingError` where it is not clear who starts the processes."""
+    if devices is not None and launched:
+        raise SettingError("--devices", devices, "nothing with torchrun, whose --nproc-per-node says it")
+    if max_restarts and devices is None:
+        by = "torchrun's own option" if launched else "--devices, which says how many processes are watched"
+        raise SettingError("--max-restarts", max_restarts, by)
+
+
 class Start:
     """`tessera train --devices N`: starts the processes, and starts them again where one is lost."""
 
-    def __init__(self, arguments: list[str], settings: "Recipe", *, out: Path | None, resume: Path | None) -> None:
+    def __init__(
+        self, inputs: list[str], options: list[str], settings: "Recipe", *, out: Path | None, resume: Path | None
+    ) -> None:
         from tessera.opening import free_path
 
-        self.settings = settings
+        self.settings, self.resume = settings, resume
         self.run_path = resume or out or free_path(Path("runs") / settings.name)
+        self.was_free = not self.run_path.exists()
         where = "--out" if resume is None else "--resume"
-        self.command = [sys.executable, "-m", "tessera", "train", *arguments, where, str(self.run_path)]
-        self.quiet = [option for option in arguments if option == "--json"]
+        self.command = [sys.executable, "-m", "tessera", "train", *inputs, *options, where, str(self.run_path)]
 
     def run(self, n: int, max_restarts: int) -> int:
         """The exit code."""
@@ -155,12 +176,14 @@ class Start:
         return launch.run(self.command, again=self._again, max_restarts=max_restarts)
 
     def _again(self) -> list[str]:
-        """To go on with the run, if it was made; its recipe holds what was asked for."""
+        """To go on with the run; where it was lost before there was one, to begin again."""
         from tessera.store.folder import is_run
 
-        if not is_run(self.run_path):
-            return self.command
-        return [sys.executable, "-m", "tessera", "train", "--resume", str(self.run_path), *self.quiet]
+        if is_run(self.run_path):
+            return [*self.command, *([] if self.resume else ["--or-resume"])]
+        if self.was_free:
+            shutil.rmtree(self.run_path, ignore_errors=True)  # shards without a run, which would be in the way
+        return self.command
 
 
 def split_inputs(inputs: list[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from tessera.cli.console import StepDisplay, show_seconds, working
 from tessera.job import Result, Watcher
-from tessera.train.trainer import Progress
+from tessera.train.progress import Progress
 
 
 class ConsoleWatcher(Watcher):

@@ -125,19 +125,27 @@ class Mixture:
         """The rows of the next batch; the cursor is behind them then."""
         if not any(self._shares):
             raise InputError(f"the mixture is exhausted: each source was read as often as its epochs say ({self})")
-        drawn: list[Row] = []
-        names = list(self.sources)
-        while len(drawn) < self.batch_size and any(self._shares):
+        before, turns = list(self.drawn), self._turns()
+        sources = list(self.sources.values())
+        rows = [
+            iter(source.stream.rows(n, self.drawn[i] - n))
+            for i, (source, n) in enumerate(zip(sources, before, strict=True))
+        ]
+        drawn = ((sources[turn].name, next(rows[turn])) for turn in turns)
+        return [Row(row.pieces, row.epoch, name) for name, row in drawn]
+
+    def _turns(self) -> list[int]:
+        """The source of each row of the next batch; the cursor is behind them then."""
+        limits = [source.limit for source in self.sources.values()]
+        turns: list[int] = []
+        while len(turns) < self.batch_size and any(self._shares):
             since = [n - before for n, before in zip(self.drawn, self._since, strict=True)]
-            turn = whose_turn(self._shares, since)
-            source = self.sources[names[turn]]
-            (row,) = source.stream.rows(self.drawn[turn], 1)
-            drawn.append(Row(row.pieces, row.epoch, source.name))
+            turns.append(turn := whose_turn(self._shares, since))
             self.drawn[turn] += 1
-            if self.drawn[turn] == source.limit:
+            if self.drawn[turn] == limits[turn]:
                 self._since = list(self.drawn)
                 self._share_out()
-        return drawn
+        return turns
 
     def read(self, rows: Sequence[Row]) -> Batch:
         """The tokens of rows, each from its own source."""

@@ -24,10 +24,10 @@ import numpy as np
 from tessera.data.division import Division
 from tessera.data.documents import Document, Errors, read_documents
 from tessera.data.durable import DurableFile
+from tessera.data.encode import encoded
 from tessera.data.prepared import META_VERSION, PARTS, Prepared
 from tessera.data.shards import ShardWriter
 from tessera.data.stats import Counts, count
-from tessera.errors import InputError
 from tessera.store.files import (
     fsync_folder,
     make_folder,
@@ -164,8 +164,8 @@ def _encode(division: Division, tokenizer: Tokenizer, folder: Path, report: Call
     ):
         tally, done = _Tally(division, documents), 0
         for group in _groups(division):
-            encoded = _encoded([document for document, _, _ in group], tokenizer)
-            for (document, text, held), ids in zip(group, encoded, strict=True):
+            ids_of = encoded([document for document, _, _ in group], tokenizer)
+            for (document, text, held), ids in zip(group, ids_of, strict=True):
                 writer = validation if held else train
                 writer.write(ids)
                 writer.write(end)
@@ -176,19 +176,6 @@ def _encode(division: Division, tokenizer: Tokenizer, folder: Path, report: Call
             report(done)
     sha256 = {"train": train.sha256, "validation": validation.sha256, "text": tally.text.hexdigest()}
     return {**tally.meta(division), "sha256": sha256}
-
-
-def _encoded(documents: Sequence[Document], tokenizer: Tokenizer) -> list[np.ndarray]:
-    """The ids of each document; what a tokenizer cannot read is an error that names the document."""
-    try:
-        return tokenizer.encode_batch([document.text for document in documents])
-    except InputError:
-        for document in documents:
-            try:
-                tokenizer.encode_batch([document.text])
-            except InputError as error:
-                raise InputError(f"{document.name}: {error}") from None
-        raise
 
 
 def stats(

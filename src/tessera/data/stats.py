@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tessera.data.documents import Document
+from tessera.data.encode import encoded
 from tessera.tokenizers.contract import Tokenizer
 
 
@@ -43,5 +44,5 @@ def count(documents: Iterable[Document], tokenizer: Tokenizer | None = None) -> 
     for document in documents:
         counts.add(document, len(document.text.encode("utf-8")))
         if tokenizer is not None:
-            counts.n_tokens += len(tokenizer.encode_batch([document.text])[0]) + (tokenizer.end_id is not None)
+            counts.n_tokens += len(encoded([document], tokenizer)[0]) + (tokenizer.end_id is not None)
     return counts

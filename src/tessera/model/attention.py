@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tessera.errors import SettingError
 from tessera.model.cache import LayerCache
 from tessera.model.flow import Flow
+from tessera.model.int8 import maps_of
 from tessera.model.latent_attention import MultiHeadLatentAttention
 from tessera.model.linear import Linear
 from tessera.model.norm import RMSNorm
@@ -106,9 +107,10 @@ class GroupedQueryAttention(nn.Module):
     def forward(self, x_BTD: Tensor, position: Position, flow: Flow, cache: LayerCache | None = None) -> Tensor:
         B, T, _ = x_BTD.shape
         x_BTD = as_multiplied(x_BTD)
-        q_BTHK = position.rotate(self.query_norm(self.query(x_BTD).view(B, T, self.n_heads, self.d_head)), flow)
-        k_BTGK = position.rotate(self.key_norm(self.key(x_BTD).view(B, T, self.n_kv_heads, self.d_head)), flow)
-        v_BTGK = self._mixed(self.value(x_BTD).view(B, T, self.n_kv_heads, self.d_head), flow)
+        q_BTE, k_BTE, v_BTE = maps_of(x_BTD, self.query, self.key, self.value)
+        q_BTHK = position.rotate(self.query_norm(q_BTE.view(B, T, self.n_heads, self.d_head)), flow)
+        k_BTGK = position.rotate(self.key_norm(k_BTE.view(B, T, self.n_kv_heads, self.d_head)), flow)
+        v_BTGK = self._mixed(v_BTE.view(B, T, self.n_kv_heads, self.d_head), flow)
         k_BGSK, v_BGSK = k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(k_BGSK, v_BGSK)

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from tessera.model.flow import Flow
+from tessera.model.int8 import feed_forward_of
 from tessera.model.linear import Linear
 from tessera.ops.activation import Activation, Approximate, Gelu, Relu, Silu, SquaredRelu
 from tessera.ops.autocast import as_multiplied
@@ -33,6 +34,8 @@ class FeedForward(nn.Module, ABC):
 def in_chunks(x_BTD: Tensor, into: tuple[nn.Module, ...], output: nn.Module, activate: Activation) -> Tensor | None:
     """The layer as one operation, if that is for it: none where a map is not a plain one, as an adapter's."""
     maps = (*into, output)
+    if (y_BTD := feed_forward_of(x_BTD, maps, activate)) is not None:
+        return y_BTD
     if not all(type(each) is Linear and not each.is_watched for each in maps):
         return None
     weights = [(each.weight, each.bias) for each in maps]

@@ -124,12 +124,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "nano": _gpt2(4, 4, 128) | {"context": 64, "bias": False, "feed_forward": {"name": "gelu", "approximate": "none"}},
     # What two cores train in minutes, on ten megabytes: the model of `tessera demo`.
     "demo": {
-        "context": 256,
+        "context": 512,
         "d_model": 192,
-        "n_layers": 5,
+        "n_layers": 3,
         "n_heads": 3,
         "attention": {"name": "gqa", "qk_norm": True},
-        "tied": True,
+        "tied": False,
     },
     "gpt2": _gpt2(12, 12, 768),
     "gpt2-medium": _gpt2(24, 16, 1024),

@@ -55,6 +55,12 @@ class Lion(Optimizer):
     def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"exp_avg": torch.zeros_like(param)}
 
+    def update_memory(self) -> int:
+        """The signs of a group's weights, all at once."""
+        return max(
+            sum(param.numel() * param.element_size() for param in group["params"]) for group in self.param_groups
+        )
+
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         lion_step(
             params,

@@ -12,6 +12,7 @@ The cost is that of matrix products: those of matrices of one shape are made tog
 than wide, on the small square of its shorter side alone (`polynomial_of_square`).
 """
 
+from collections import Counter
 from typing import Any, Literal
 
 import torch
@@ -141,6 +142,14 @@ class Muon(AdamW):
         if group.get("kind") != "matrix":
             return super().fresh(param, group)
         return {"momentum_buffer": torch.zeros_like(param)}
+
+    def update_memory(self) -> int:
+        """Of the matrices of one shape: their gradients with momentum, the stack of these, and what is made of it."""
+        stacks = Counter[torch.Size]()
+        for group in self.param_groups:
+            for param in group["params"] if group.get("kind") == "matrix" else ():
+                stacks[param.shape[-2:]] += param.numel() * param.element_size()
+        return 4 * max(stacks.values(), default=0)
 
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         if group.get("kind") != "matrix":

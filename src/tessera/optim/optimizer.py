@@ -5,6 +5,7 @@ tensors a parameter, so that `state_dict` and `load_state_dict` are PyTorch's ow
 for bit.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -17,6 +18,13 @@ from torch.optim.optimizer import ParamsT
 
 from tessera.errors import SettingError
 from tessera.optim.parameter_groups import scale_rates
+
+# PyTorch's own, without the guard that keeps them out of a compiled function: its first call loads the compiler,
+# seconds and 130 MB that a run which compiles nothing can do without.
+_ADD_PARAM_GROUP, _ZERO_GRAD, _STATE_DICT, _LOAD_STATE_DICT = (
+    inspect.unwrap(getattr(torch.optim.Optimizer, name))
+    for name in ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+)
 
 
 def check_amount(name: str, value: float) -> None:
@@ -97,21 +105,31 @@ class Optimizer(torch.optim.Optimizer, ABC):
         return [int(step) for step in torch.stack(steps).tolist()]
 
     def memory(self) -> int:
-        """The bytes of the state when every parameter has taken a step."""
+        """The bytes of the state when every parameter has taken a step; to count them takes no memory."""
         return sum(
             value.numel() * value.element_size()
             for group in self.param_groups
             for param in group["params"]
-            for value in self.fresh(param, group).values()
+            for value in self.fresh(torch.empty_like(param, device="meta"), group).values()
         )
+
+    def update_memory(self) -> int:
+        """The bytes, about, that an update takes for itself, beside weights, gradients and state."""
+        return 0
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         self.check({**self.defaults, **param_group})
-        super().add_param_group(param_group)
+        _ADD_PARAM_GROUP(self, param_group)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        _ZERO_GRAD(self, set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return _STATE_DICT(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """PyTorch's, but each tensor keeps its own type: it would make the parameter's of all but `step`."""
-        super().load_state_dict(state_dict)
+        _LOAD_STATE_DICT(self, state_dict)
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for id, param in zip(ids, params, strict=True):

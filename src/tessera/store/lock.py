@@ -36,7 +36,7 @@ class Owner:
 
     def __str__(self) -> str:
         who = f"process {self.process}" if self.process else "another process"
-        return f"{who} on {self.host}" if self.host and self.host != socket.gethostname() else who
+        return f"{who} on {self.host}" if self.host else who
 
 
 class RunLock:

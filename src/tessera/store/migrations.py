@@ -68,7 +68,12 @@ def _seals(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE checkpoints ADD COLUMN seal TEXT")
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_first_tables, _events, _draws, _seals]
+def _drawn_of_events(connection: sqlite3.Connection) -> None:
+    """What the step of an event was made of, as in `draws`, which has only the steps that were learned from."""
+    connection.execute("ALTER TABLE events ADD COLUMN drawn TEXT")
+
+
+MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_first_tables, _events, _draws, _seals, _drawn_of_events]
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:

@@ -42,6 +42,8 @@ class Event:
     cursor: dict[str, Any] | None = None
     """Where in the data: the cursor after the batches of the step."""
     written: str = ""
+    drawn: dict[str, Any] | None = None
+    """The batches themselves: the `cursor` before them, and the `rows` of each, as a `Draw` has them."""
 
 
 @dataclass(frozen=True)
@@ -144,30 +146,42 @@ class Records:
         return [Evaluation(step, name, _from_column(value), json.loads(detail)) for step, name, value, detail in rows]
 
     def add_event(
-        self, step: int, kind: str, *, action: str, detail: str, cursor: Mapping[str, Any] | None = None
+        self,
+        step: int,
+        kind: str,
+        *,
+        action: str,
+        detail: str,
+        cursor: Mapping[str, Any] | None = None,
+        drawn: tuple[Mapping[str, Any], Sequence[int]] | None = None,
     ) -> None:
-        """Note an event; it is on the disk when this returns.
+        """Note an event; it is on the disk when this returns. `drawn` is what `log_draw` takes, of its batches.
 
         A run that was killed and goes on meets the same event again: it is noted once.
         """
         where = to_json(None if cursor is None else dict(cursor))
         row = (step, kind, action, detail, where)
+        batches = None if drawn is None else to_json({"cursor": dict(drawn[0]), "rows": list(drawn[1])})
         with self._database.transaction() as connection:
             connection.execute(
-                """INSERT INTO events (step, kind, action, detail, cursor, written) SELECT ?, ?, ?, ?, ?, ?
+                """INSERT INTO events (step, kind, action, detail, cursor, written, drawn) SELECT ?, ?, ?, ?, ?, ?, ?
                    WHERE NOT EXISTS (SELECT 1 FROM events
                    WHERE (step, kind, action, detail, cursor) = (?, ?, ?, ?, ?))""",
-                (*row, now(), *row),
+                (*row, now(), batches, *row),
             )
 
     def events(self) -> list[Event]:
         """All events, in the order in which they were noted: going back does not undo them."""
         if not self._has("events"):
             return []
-        rows = self._database.query("SELECT step, kind, action, detail, cursor, written FROM events ORDER BY id")
+        known = self._database.query("SELECT 1 FROM pragma_table_info('events') WHERE name = 'drawn'")
+        drawn = "drawn" if known else "NULL"  # a run of before it was noted, on a disk that cannot be written
+        columns = f"step, kind, action, detail, cursor, written, {drawn}"
         return [
-            Event(step, kind, action, detail, json.loads(cursor), written)
-            for step, kind, action, detail, cursor, written in rows
+            Event(step, kind, action, detail, json.loads(cursor), written, json.loads(batches) if batches else None)
+            for step, kind, action, detail, cursor, written, batches in self._database.query(
+                f"SELECT {columns} FROM events ORDER BY id"
+            )
         ]
 
     def _has(self, table: str) -> bool:

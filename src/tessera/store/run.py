@@ -80,20 +80,21 @@ class Run(Records):
         vocabulary: Iterable[tuple[int, bytes]],
         store: str = "files",
         info: Mapping[str, Any] | None = None,
+        lock: RunLock | None = None,
     ) -> Self:
         """A new run in a folder that is not there or empty (but for `data/`); an error leaves nothing of it behind.
 
         `tokenizer_json` is kept word for word; `vocabulary` is for people and queries: (id, bytes) of each token.
+        `lock` is the run's, where it is held already; it is taken over, or after an error still held.
         """
         path = Path(path)
         if store not in CHECKPOINT_STORES:
             raise SettingError.unknown("store", store, CHECKPOINT_STORES)
         check_free(path)
-        existed = path.exists()
-        lock = database = None
+        existed, held, database = path.exists(), lock, None
         try:
             make_folders(path)
-            lock = RunLock(path / LOCK)
+            lock = lock or RunLock(path / LOCK)
             check_free(path)  # again: now nobody else can take it
             try:
                 database = Database.create(path / DATABASE)
@@ -104,7 +105,7 @@ class Run(Records):
                 remove(path, database)
                 raise
         except BaseException:
-            if lock is not None:
+            if lock is not None and held is None:
                 lock.release()
             if not existed:
                 with suppress(OSError):

@@ -24,6 +24,9 @@ BUSY_SECONDS = 30
 FLUSH_SECONDS, FLUSH_ROWS = 1.0, 500
 WAL_BYTES = 64 << 20  # what the log may keep of the disk once it has been copied into the database
 
+NOT_AS_MADE = ("unsupported file format", "no such table", "no such column")
+"""What SQLite says where one bit of its header or of a table's name is not what it was."""
+
 
 @contextmanager
 def sqlite_errors(path: Path) -> Iterator[None]:
@@ -35,6 +38,8 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         if translated is None:
             raise
         raise translated from error
+    except UnicodeDecodeError as error:  # Python's, of SQLite's words about a name that is no text any more
+        raise DamagedError(path, "its list of tables is not what was written") from error
 
 
 def _translate(path: Path, error: sqlite3.DatabaseError) -> TesseraError | None:
@@ -43,6 +48,8 @@ def _translate(path: Path, error: sqlite3.DatabaseError) -> TesseraError | None:
         return DamagedError(path, str(error))
     if code == 0 and "decode to UTF-8" in str(error):  # Python's, of a column that was text when it was written
         return DamagedError(path, "a text in it is no text any more")
+    if code == sqlite3.SQLITE_ERROR and str(error).startswith(NOT_AS_MADE):
+        return DamagedError(path, str(error))
     numbers = {
         sqlite3.SQLITE_FULL: errno.ENOSPC,
         sqlite3.SQLITE_IOERR: errno.EIO,

@@ -11,7 +11,7 @@ such reason.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class Begun:
     read: Read
     wait: Callable[[], None]
     seconds: float = 0.0
+    drawn: tuple[Mapping[str, Any], list[int]] = field(default_factory=lambda: ({}, []))
+    """The cursor before its batches, and the rows of each."""
 
 
 def late_reading(step: Step, ema: float | None, *, anywhere: bool, say: Callable[[str], None]) -> "LateReading | None":

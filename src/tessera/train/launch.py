@@ -42,6 +42,8 @@ class Launch:
     def __post_init__(self) -> None:
         self.processes: list[subprocess.Popen[bytes]] = []
         self._asked = 0
+        self._since: float | None = None
+        """When those that are left were to end."""
 
     def run(self, command: Sequence[str], *, again: Callable[[], Sequence[str]], max_restarts: int = 0) -> int:
         """The exit code: of the process that ended first with an error, or 0.
@@ -95,19 +97,19 @@ class Launch:
     def _watch(self) -> int:
         """Until all have ended. The first that failed says the exit code: what the others say follows from it."""
         first: tuple[int, int] | None = None
-        since = 0.0
+        self._since = None
         while True:
             codes = [process.poll() for process in self.processes]
             if first is None:
                 failed = sorted((code, rank) for rank, code in enumerate(codes) if code)  # those that were killed lead
                 if failed:
-                    first, since = failed[0], time.monotonic()
+                    first, self._since = failed[0], time.monotonic()
                     self._tell(*first)
             if None not in codes:
                 code = first[0] if first else 0
                 return 128 - code if code < 0 else code
-            if first is not None and not self._asked:
-                self._end(time.monotonic() - since)
+            if self._since is not None:
+                self._end(time.monotonic() - self._since)
             time.sleep(PAUSE)
 
     def _tell(self, code: int, rank: int) -> None:
@@ -127,6 +129,8 @@ class Launch:
                 process.send_signal(number)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:  # those that are in the middle of something long are not waited for
+            self._since = time.monotonic()
         self._asked = number
         self._send(number)
 
@@ -154,7 +158,7 @@ def check_devices(device: str, n: int) -> None:
 
 def end_with_launcher() -> None:
     """Should the launcher of this process be killed, this process saves and ends, as by SIGTERM."""
-    descriptor = os.environ.get(LAUNCHER)
+    descriptor = os.environ.pop(LAUNCHER, None)  # it is for this process alone, not for those that it may start
     if descriptor is not None:
         threading.Thread(target=_wait_for_end, args=(int(descriptor),), name="launcher", daemon=True).start()
 

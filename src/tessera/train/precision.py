@@ -8,6 +8,8 @@ The weights, the gradients of a whole batch and the optimizer's state are fp32 i
     fp16   of 16 bits with more digits and little range, so that it needs a loss scaler beside it
     fp8    the linear layers of the blocks in 8 bits (`tessera.ops.float8`), all else as in bf16; a GPU of compute
            capability 8.9 or later. Never taken by "auto", as it is not the same model to the last percent
+    int8   the linear layers of the blocks in integers of 8 bits, summed up exactly (`tessera.ops.int8`), all else in
+           fp32; a CPU whose 8-bit products are exact, best with VNNI and without bf16 units. Never taken by "auto"
 
 Two libraries multiply fp32 matrices on a CPU: MKL, which is PyTorch's choice and slow on some processors, and oneDNN.
 PyTorch goes to oneDNN for fp32 only under a flag that allows it bf16 arithmetic; on a processor without such units the
@@ -30,15 +32,18 @@ from torch import Tensor
 from tessera.errors import SettingError
 from tessera.model.decoder import Decoder
 from tessera.model.float8 import use_float8
+from tessera.model.int8 import use_int8
 from tessera.ops.float8 import MULTIPLE
+from tessera.ops.int8 import int8_linears, is_exact
 
-Choice = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8"]
+Choice = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "int8"]
 DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
     "fp8": torch.bfloat16,  # of what is not a product of a block's linear layer
+    "int8": torch.float32,  # the same
 }
 NEEDS = {"tf32": (8, 0), "fp8": (8, 9)}
 """The least compute capability of a GPU, where no other device will do."""
@@ -64,6 +69,8 @@ class Shape:
     n_heads: int
     context: int
     batch_size: int
+    compiled: bool = False
+    """Whether its blocks are, as was asked for."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,8 @@ class Precision:
 
     def prepare(self, model: Decoder) -> str:
         """Make what must be made of a model before it trains in this precision; what was done, in words."""
+        if self.name == "int8":
+            return f"{use_int8(model.blocks, model.future)} linear layers of the blocks train in 8 bits"
         if self.name != "fp8":
             return ""
         n, of = use_float8(model)
@@ -147,7 +156,7 @@ def choose(choice: Choice, device: torch.device, shape: Shape) -> Precision:
     if choice == "auto":
         return _measured(device, shape, torch.get_num_threads())
     if choice != "fp32":
-        _check_runs(choice, device)
+        _check_runs(choice, device, shape)
     return Precision(choice, reason="asked for")
 
 
@@ -159,12 +168,15 @@ def go_on(kept: Precision, device: torch.device, shape: Shape) -> Precision:
     if kept.onednn and not _onednn_is_exact(shape):
         return Precision(kept.name, reason="oneDNN, which the run began with, rounds to bf16 on this machine")
     if kept.name != "fp32":
-        _check_runs(kept.name, device)
+        _check_runs(kept.name, device, shape)
     return kept
 
 
-def _check_runs(choice: str, device: torch.device) -> None:
+def _check_runs(choice: str, device: torch.device, shape: Shape) -> None:
     """One small product and its gradient, in the precision that was asked for."""
+    if choice == "int8":
+        _check_int8(device, shape)
+        return
     if (needed := NEEDS.get(choice)) is not None:
         found = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
         if found is None or found < needed:
@@ -179,6 +191,15 @@ def _check_runs(choice: str, device: torch.device) -> None:
     except (RuntimeError, NotImplementedError) as error:
         why = str(error).splitlines()[0]
         raise SettingError("train.precision", choice, f"a precision that {device} computes in ({why})") from None
+
+
+def _check_int8(device: torch.device, shape: Shape) -> None:
+    if device.type != "cpu":
+        raise SettingError("train.precision", "int8", f"for a CPU, not {device}: take auto, bf16 or fp32")
+    if shape.compiled:
+        raise SettingError("train.precision", "int8", "for blocks that are not compiled: take train.compile=false")
+    if not is_exact():
+        raise SettingError("train.precision", "int8", "for a CPU that multiplies integers of 8 bits exactly: take fp32")
 
 
 @lru_cache
@@ -244,7 +265,8 @@ def _layer_seconds(device: torch.device, shape: Shape, precision: Precision, *, 
     def product() -> None:
         with precision.step():
             with precision.forward(device):
-                y = F.linear(x, weight)
+                in_8_bits = precision.name == "int8"
+                y = int8_linears(x, [(weight, None)])[0] if in_8_bits else F.linear(x, weight)
             y.backward(y.detach())
 
     def attend() -> None:

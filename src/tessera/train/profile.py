@@ -30,6 +30,7 @@ KINDS = {
         "aten::baddbmm",
         "aten::linear",
         "_scaled_mm",
+        "_int_mm",
         "mkldnn",
         "gemm",
         "xmma",
@@ -142,7 +143,7 @@ class StepProfiler:
 
     def _utilisation(self) -> str:
         rate, peak = median(self._rates), product_peak(self.device, self.precision)
-        kind = "bf16" if self.precision.name == "fp8" else self.precision.name
+        kind = {"fp8": "bf16", "int8": "fp32"}.get(self.precision.name, self.precision.name)
         return (
             f"MFU {rate * self.flops_per_token / peak:.0%}: {rate:,.0f} tokens/s x {self.flops_per_token / 1e6:,.1f} "
             f"MFLOP a token, of {peak / 1e9:,.0f} GFLOP/s in a large {kind} product"

@@ -72,12 +72,12 @@ def free_disk(path: Path) -> int:
 
 
 def check_memory(
-    device: torch.device, *, fixed: int, certain: int, per_row: int, batch_size: int, accumulate: int
+    device: torch.device, *, fixed: int, certain: int, per_row: int, batch_size: int, accumulate: int, update: int = 0
 ) -> list[str]:
     """What is worth saying about memory; `InputError` where the run cannot fit whatever the batch.
 
     `fixed` is needed whatever the batch is, and `certain` of it without any doubt; `per_row` is for each row of a
-    micro-batch.
+    micro-batch, `update` for the optimizer's step, when the rows are gone.
     """
     found = memory_of(device)
     if found is None:
@@ -88,11 +88,11 @@ def check_memory(
             f"the model does not fit: its weights and gradients need {_size(certain)}, {device} has {_size(total)} in "
             "all: choose a smaller model"
         )
-    needed = fixed + per_row * batch_size
+    needed = fixed + max(per_row * batch_size, update)
     if needed <= free:
         return []
     line = f"the run may not fit: it needs about {_size(needed)}, {device} has {_size(free)} free"
-    rows = next((rows for rows in _halves(batch_size) if fixed + per_row * rows <= free), None)
+    rows = next((rows for rows in _halves(batch_size) if fixed + max(per_row * rows, update) <= free), None)
     if rows is None or rows == batch_size:
         return [line]
     times = accumulate * (batch_size // rows)

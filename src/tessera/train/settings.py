@@ -49,8 +49,9 @@ class TrainSettings(Settings):
     """Be done within this many minutes of updates: where the clock is ahead of the steps the schedule follows the
     clock, so that the rate has come down when the time is up. Only then is a run not the same on every machine."""
     precision: Choice = "auto"
-    """What products are computed in: fp32, tf32, bf16, fp16, fp8, or auto, which takes the fastest in a measurement at
-    the start, of those that lose nothing, and stays with it when the run is resumed. Weights are fp32 in any case."""
+    """What products are computed in: fp32, tf32, bf16, fp16, fp8, int8, or auto, which takes the fastest in a
+    measurement at the start, of those that lose nothing, and stays with it when the run is resumed. Weights are fp32
+    in any case."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the blocks with torch.compile: a minute at the start, for steps that are faster on a GPU. auto: there."""
     checkpointing: PositiveInt | Literal["selective"] | None = None

@@ -10,9 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import torch
 
@@ -21,51 +21,20 @@ from tessera.objectives.objective import Objective
 from tessera.store.checkpoints import CheckpointStore, Loaded
 from tessera.train.averages import Averages
 from tessera.train.distributed import Parallel
+from tessera.train.drawing import Drawing
 from tessera.train.interrupt import Interrupt
 from tessera.train.late import Begun, late_reading
-from tessera.train.memory import MemoryFit, allocate, n_rows
+from tessera.train.memory import MemoryFit, allocate
 from tessera.train.nonfinite import Guard, Trouble
+from tessera.train.pace import Pace, every
 from tessera.train.precision import FP32, Precision
 from tessera.train.profile import StepProfiler
+from tessera.train.progress import Log, Outcome, Progress
 from tessera.train.saving import Saving
 from tessera.train.settings import TrainSettings
 from tessera.train.spikes import SpikeDetector
 from tessera.train.step import Step, Taken
 from tessera.train.stopwatch import Stopwatch
-
-
-class Log(Protocol):
-    """What the loop writes to while it runs: `tessera.store.run.Run` is one."""
-
-    def log_metrics(self, step: int, values: dict[str, float]) -> None: ...
-
-    def add_event(
-        self, step: int, kind: str, *, action: str, detail: str, cursor: Mapping[str, Any] | None = None
-    ) -> None: ...
-
-    def truncate_after(self, step: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step, for whoever watches."""
-
-    step: int
-    steps: int
-    loss: float
-    lr: float
-    grad_norm: float
-    tokens: int
-    seconds: float
-    """Of this step alone."""
-    validation: float | None = None
-    """The newest validation loss, in nats a token."""
-    saved: bool = False
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    """What else the objective measured."""
-
-
-Outcome = Literal["finished", "interrupted", "out of time"]
 
 
 @dataclass
@@ -111,7 +80,7 @@ class Trainer:
         """The number of the signal that interrupted."""
         self.clock = Stopwatch()
         self._averages = Averages(self.objective, self.optimizer, self.settings.ema)
-        self._batch_ramp, self._context_ramp = self.settings.ramp("batch_ramp"), self.settings.ramp("context_ramp")
+        self._pace, self._drawing = Pace(self.settings, self.schedule), Drawing(self.objective, self.settings)
         self._step = Step(self.objective, self.optimizer, self.settings.clip, self.device, self.clock)
         self._step.precision, self._step.averages = self.precision, self._averages
         self._step.parallel = self.parallel = self.parallel or Parallel(self.objective)
@@ -159,20 +128,20 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the last step; saves on the way, at the end, and when asked to stop."""
         settings = self.settings
-        deadline = math.inf if settings.max_minutes is None else time.perf_counter() + 60 * settings.max_minutes
+        deadline = time.perf_counter() + self._pace.seconds_left()
         batches = self.objective.batches()
         self.objective.train()
         self._averages.swap_out()
         allocate(self.optimizer)
         with Interrupt() as interrupt:
             self._save_what_to_go_back_to()
-            while not self._is_done():
+            while not self._pace.is_done(self.step, self.seconds):
                 with nullcontext() if self.profiler is None else self.profiler.step():
                     begun = self._update(batches)
                 if self.profiler is not None:
                     self.profiler.saw(begun.tokens, begun.seconds)
                 signal, late = self._agree(interrupt.number, late=time.perf_counter() >= deadline)
-                last = self._is_done()
+                last = self._pace.is_done(self.step, self.seconds)
                 self._look_up(begun, last=last, stop=bool(signal) or late)
                 if (signal or late) and not last:
                     self.stopped_by = signal
@@ -187,44 +156,30 @@ class Trainer:
         self.seconds = told[0][2]
         return int(max(row[0] for row in told)), bool(told[0][1])
 
-    def _is_done(self) -> bool:
-        return self.step >= self.settings.steps or self._time_used() >= 1.0
-
-    def _time_used(self) -> float:
-        """The share of `finish_minutes` that has gone."""
-        limit = self.settings.finish_minutes
-        return 0.0 if limit is None else self.seconds / (60 * limit)
-
-    def _rate_factor(self) -> float:
-        """The schedule at the step, or at the clock where that is further on."""
-        steps = self.settings.steps
-        by_clock = min(steps - 1, int(steps * self._time_used()))
-        return self.schedule(max(self.step, by_clock), steps)
-
     def _update(self, batches: Iterator[Any]) -> Begun:
         """Draw `accumulate` micro-batches and make one step of them, or of later ones where they are passed over."""
         start = time.perf_counter()
         while True:
             with self.clock("data"):
-                micro_batches = self._draw(batches)
-            rate, detail = self._rate_factor(), _every(self.settings.detail_every, self.step + 1)
+                micro_batches = self._drawing.draw(batches, self.step)
+            rate, detail = self._pace.factor(self.step, self.seconds), every(self.settings.detail_every, self.step + 1)
             if self._late is not None:
                 read, wait = self._late.begin(micro_batches, rate=rate, detail=detail)
                 break
             taken = self._step.take(micro_batches, step=self.step + 1, rate=rate, detail=detail)
             if taken.trouble is not None:
-                self._meet(taken.trouble, self.step + 1, self.objective.get_extra_state())
+                self._meet(taken.trouble, self.step + 1, self.objective.get_extra_state(), self._drawing.noted)
             if taken.is_made:
                 read, wait = partial(_known, taken), _nothing
                 break
         self.step += 1
-        self.drew(self.step, *self._drawn)
+        self.drew(self.step, *self._drawing.noted)
         n_targets = sum(batch.n_targets for batch in micro_batches)
         self.tokens += n_targets
         if self._unread is not None:
             self._unread.wait()  # so that the seconds are those of a step, and the processor is one step ahead
         begun = Begun(self.step, self.objective.get_extra_state(), rate, n_targets, read, wait)
-        begun.seconds = time.perf_counter() - start
+        begun.seconds, begun.drawn = time.perf_counter() - start, self._drawing.noted
         self.seconds += begun.seconds
         return begun
 
@@ -232,7 +187,7 @@ class Trainer:
         """What came of a step; what is wrong with it is met now."""
         taken = begun.read(begun.step)
         if self._late is not None and taken.trouble is not None:
-            self._meet(taken.trouble, begun.step, begun.cursor)
+            self._meet(taken.trouble, begun.step, begun.cursor, begun.drawn)
         return Progress(
             step=begun.step,
             steps=self.settings.steps,
@@ -245,22 +200,13 @@ class Trainer:
             metrics=taken.metrics,
         )
 
-    def _draw(self, batches: Iterator[Any]) -> list[Any]:
-        """The step's micro-batches, in the size that the ramps give it."""
-        settings = self.settings
-        if settings.batch_ramp is not None:
-            self.objective.data.batch_size = self._batch_ramp(self.step, settings.batch_size)  # type: ignore[attr-defined]
-        cursor = self.objective.get_extra_state()
-        drawn = [next(batches) for _ in range(settings.accumulate)]
-        self._drawn = cursor, [n_rows(batch) for batch in drawn]
-        if settings.context_ramp is None:
-            return drawn
-        return [batch.in_rows_of(self._context_ramp(self.step, batch.inputs_BT.shape[1])) for batch in drawn]
-
-    def _meet(self, trouble: Trouble, step: int, cursor: Mapping[str, Any]) -> None:
+    def _meet(
+        self, trouble: Trouble, step: int, cursor: Mapping[str, Any], drawn: tuple[Mapping[str, Any], list[int]]
+    ) -> None:
         """Note what is wrong with a step, and do what is to be done about it: see `tessera.train.nonfinite`."""
         if self.log is not None:
-            self.log.add_event(step, trouble.kind, action=trouble.action, detail=trouble.what, cursor=cursor)
+            what = {"action": trouble.action, "detail": trouble.what}
+            self.log.add_event(step, trouble.kind, **what, cursor=cursor, drawn=drawn)
         if trouble.action == "stop":
             raise DivergedError(
                 f"step {step}: {trouble.what} (the data cursor after this batch: {cursor}). Nothing was updated: "
@@ -307,9 +253,9 @@ class Trainer:
         """
         step, settings = self.step, self.settings
         due = {
-            "validate": self.validate is not None and (last or _every(settings.eval_every, step)),
-            "sample": self.sample is not None and _every(settings.sample_every, step),
-            "save": self.checkpoints is not None and (last or stop or _every(settings.save_every, step)),
+            "validate": self.validate is not None and (last or every(settings.eval_every, step)),
+            "sample": self.sample is not None and every(settings.sample_every, step),
+            "save": self.checkpoints is not None and (last or stop or every(settings.save_every, step)),
         }
         before, self._unread = self._unread, None
         if before is not None:
@@ -329,9 +275,7 @@ class Trainer:
         if due["save"]:
             with self.clock("checkpoints"):
                 self.save()
-        self.watch(
-            Progress(**{**progress.__dict__, "validation": self.validation, "saved": due["save"]}),
-        )
+        self.watch(replace(progress, validation=self.validation, saved=due["save"]))
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -342,16 +286,8 @@ class Trainer:
             self.seconds += time.perf_counter() - start
 
     def _write(self, progress: Progress, more: dict[str, float]) -> None:
-        if self.log is None:
-            return
-        values = {
-            **progress.metrics,
-            "loss": progress.loss,
-            "lr": progress.lr,
-            "grad_norm": progress.grad_norm,
-            "tokens_per_second": progress.tokens / progress.seconds,
-        }
-        self.log.log_metrics(progress.step, values | more)
+        if self.log is not None:
+            self.log.log_metrics(progress.step, progress.values() | more)
 
     def _validation(self) -> float:
         assert self.validate is not None
@@ -364,7 +300,7 @@ class Trainer:
         assert self.parallel is not None
         self.objective.eval()
         try:
-            with self._averages.in_use(), self.parallel.looking():
+            with self._averages.in_use(), self.parallel.looking(), self._world.watched():
                 return action()
         finally:
             self.objective.train()
@@ -393,7 +329,3 @@ def _known(taken: Taken, step: int) -> Taken:
 
 def _nothing() -> None:
     """There is nothing to wait for."""
-
-
-def _every(interval: int, step: int) -> bool:
-    return interval > 0 and step % interval == 0

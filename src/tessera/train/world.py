@@ -10,11 +10,11 @@ was killed breaks its connections, which the others see at their next exchange; 
 `TIMEOUT`.
 """
 
-import json
 import os
-import time
+import re
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -23,16 +23,28 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from tessera.errors import FollowedError, LostError, SettingError, TesseraError
+from tessera.errors import FollowedError, InputError, LostError, SettingError, TesseraError
 from tessera.train.launch import end_with_launcher
 
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)
 """Of one exchange: the longest that a process may be behind another, as while the first one writes a checkpoint."""
-PAUSE = 0.1
-"""Seconds between two looks whether the first process is ready with what only it does."""
-SIGNS = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "timed out")
+PATIENCE = timedelta(days=7)
+"""The same where the others wait for what only the first one does: to prepare a corpus may take as long as it takes."""
+PLACE_IN_SOURCE = re.compile(r"^\[[^\]]*\.\w+:\d+\] *")
+"""With which gloo begins what it says."""
+PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What else a process finds in its environment that is one of several."""
+SIGNS = (
+    "closed by peer",
+    "reset by peer",
+    "connection refused",
+    "broken pipe",
+    "timed out",
+    "timeout",
+    "socket closed",
+)
 """In the words of gloo, NCCL and the store: the other side is not there."""
 
 
@@ -65,7 +77,7 @@ class World:
     def first(self, action: Callable[[], T]) -> T:
         """What `action` gives on the first process, the only one that it runs on; an error there is one on all.
 
-        The others wait for as long as it takes. The result is JSON-able.
+        The others wait for as long as it takes.
         """
         return action()
 
@@ -88,7 +100,8 @@ SOLO = World()
 class Group(World):
     """Several processes. All of them ask the same questions in the same order."""
 
-    store: Any = None
+    patient: dist.ProcessGroup | None = None
+    """The same processes, which wait for each other with PATIENCE."""
 
     def gather(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.size
@@ -110,27 +123,27 @@ class Group(World):
         return values[0]
 
     def first(self, action: Callable[[], T]) -> T:
-        # By the store, not by an exchange: to prepare a corpus may take longer than any timeout should be.
-        key = f"first/{self.store.add(f'asked by {self.rank}', 1)}"
-        with self.watched():
-            if self.is_first:
-                return self._do(action, key)
-            while not self.store.check([key]):
-                time.sleep(PAUSE)
-            said = json.loads(self.store.get(key))
-        if "error" in said:
-            raise FollowedError(said["error"], exit_code=said["exit_code"])
-        return said["result"]
-
-    def _do(self, action: Callable[[], T], key: str) -> T:
+        if not self.is_first:
+            said = self._hear(None)
+            if "error" in said:
+                raise FollowedError(said["error"], exit_code=said["exit_code"])
+            return said["result"]
         try:
             result = action()
         except BaseException as error:
-            exit_code = error.exit_code if isinstance(error, TesseraError) else 1
-            self.store.set(key, json.dumps({"error": str(error) or type(error).__name__, "exit_code": exit_code}))
+            with suppress(LostError):
+                self._hear({"error": str(error) or type(error).__name__, "exit_code": exit_code_of(error)})
             raise
-        self.store.set(key, json.dumps({"result": result}))
+        self._hear({"result": result})
         return result
+
+    def _hear(self, said: dict[str, Any] | None) -> dict[str, Any]:
+        """What the first process says, on all."""
+        values = [said]
+        with self.watched():
+            dist.broadcast_object_list(values, src=0, group=self.patient)
+        assert values[0] is not None
+        return values[0]
 
     def sum_(self, tensors: Sequence[torch.Tensor]) -> None:
         with self.watched():
@@ -149,7 +162,7 @@ class Group(World):
         except RuntimeError as error:
             if not is_lost(error):
                 raise
-            why = str(error).strip().splitlines()[0]
+            why = PLACE_IN_SOURCE.sub("", str(error).strip().splitlines()[0]).partition(". ")[0]
             raise LostError(
                 f"process {self.rank} of {self.size} lost touch with another one, which was ended, hangs or is out of "
                 f"reach ({why}). What the run has saved is safe: go on with tessera train --resume"
@@ -164,6 +177,20 @@ def is_lost(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in text for sign in SIGNS)
 
 
+def exit_code_of(error: BaseException) -> int:
+    """With what a command ends that an error ended."""
+    if isinstance(error, TesseraError):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+
+
+def is_launched() -> bool:
+    """Whether a launcher such as torchrun started this process, as one of any number."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
 def is_one_of_many() -> bool:
     """Whether this process was started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -175,10 +202,12 @@ def joined(device: str) -> Iterator[World]:
 
     `device` is the recipe's `train.device`. With CUDA each process has the GPU of its number on this machine.
     """
+    end_with_launcher()
     if not is_one_of_many():
         yield SOLO
         return
-    end_with_launcher()
+    if missing := [name for name in PLACE if name not in os.environ]:
+        raise InputError(f"WORLD_SIZE says that there are several processes, but {missing[0]} is not set: use torchrun")
     on_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_cuda:
         _take_gpu(device)
@@ -192,7 +221,8 @@ def joined(device: str) -> Iterator[World]:
     )
     try:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        yield Group(rank=rank, size=size, local_size=local_size, store=dist.PrefixStore("agreed", store))
+        patient = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield Group(rank=rank, size=size, local_size=local_size, patient=patient)
     finally:
         dist.destroy_process_group()
 

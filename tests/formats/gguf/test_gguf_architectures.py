@@ -123,7 +123,7 @@ OURS: dict[str, tuple[dict[str, Any], str]] = {
         "qwen3",
     ),
     "a layout for each layer": ({"position": [{"name": "rope"}, {"name": "rope", "layout": "interleaved"}]}, "llama"),
-    "as the demo": ({"attention": {"name": "gqa", "qk_norm": True}, "tied": True}, "qwen3"),
+    "as the demo": ({"attention": {"name": "gqa", "qk_norm": True}, "tied": False}, "qwen3"),
     "further tokens predicted in training": ({"n_future": 1}, "llama"),
     "a window of the whole context": ({"attention": {"name": "gqa", "window": 64}}, "llama"),
     "sigmoid experts": (
