@@ -113,5 +113,5 @@ def test_its_thread_ends_with_it() -> None:
     assert mine
     del ahead
     for thread in mine:
-        thread.join(timeout=5)
+        thread.join(timeout=60)
         assert not thread.is_alive()
