@@ -24,13 +24,13 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own with 1 MiB on it."""
+    """A disk of its own with 2 MiB on it."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount, unmount = shutil.which("mount"), shutil.which("umount")
     if os.geteuid() != 0 or mount is None or unmount is None:
         pytest.skip("only root can mount a small disk")
-    options = [mount, "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    options = [mount, "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
     if subprocess.run(options, capture_output=True, check=False).returncode != 0:
         pytest.skip("this machine lets nobody mount a disk")
     yield folder

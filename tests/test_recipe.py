@@ -192,7 +192,7 @@ def test_every_recipe_says_what_it_shows_and_has_its_name() -> None:
     assert found == {"baseline", "shakespeare-char", "shakespeare-fast", "time-series", *nodes, *ABLATIONS}
     for name in found:
         path = RECIPES / f"{name}.toml"
-        assert load_recipe(path).name == name
+        assert load_recipe(path, sources=["text.txt"]).name == name
         comment = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
         assert len(comment) >= 3
     for name in ABLATIONS:
@@ -227,7 +227,8 @@ def test_every_recipe_runs(tmp_path: Path, path: Path) -> None:
     small = ["model.context=16", "model.d_model=16", "model.n_layers=2", "model.n_heads=2", "train.batch_size=4"]
     short = ["train.steps=3", "train.eval_every=2", "train.threads=1", "train.device=cpu", "schedule.warmup=1"]
     sample = ["sample.sampling.max_tokens=4"]
-    tokenizer = ["tokenizer.vocab_size=280"] if load_recipe(path).tokenizer.name == "bpe" else []
+    name = load_recipe(path, sources=[str(source)]).tokenizer.name
+    tokenizer = ["tokenizer.vocab_size=280"] if name == "bpe" else []
     overrides = [f"data.source={json.dumps([str(source)])}", *small, *short, *sample, *tokenizer]
     result = job.train(load_recipe(path, overrides), tmp_path / "run")
     result.run.close()

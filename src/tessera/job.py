@@ -286,18 +286,24 @@ def _not_noted(step: int, cursor: Any, rows: Any) -> None:
 
 
 def _held_out_loss(
-    recipe: Recipe, model: Decoder, prepared: Prepared, tokenizer: Tokenizer, *, max_tokens: int | None = None
+    recipe: Recipe,
+    model: Decoder,
+    prepared: Prepared,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int | None = None,
+    overlap: float = 0.0,
 ) -> HeldOutLoss:
     """Over the held-out text in windows, its documents apart where they are so in training."""
     end_id = separate_at(recipe, tokenizer.end_id)
-    return text_loss(model, prepared, batch_size=EVAL_BATCH, separate_at=end_id, max_tokens=max_tokens)
+    return text_loss(model, prepared, batch_size=EVAL_BATCH, separate_at=end_id, max_tokens=max_tokens, overlap=overlap)
 
 
 def evaluate_run(run: Run, recipe: Recipe, prepared: Prepared, step: int, result: Result) -> None:
     """The loss over all held-out text, into `result` and the run; in bits per byte and beside what compressors need,
     where the tokens hold all of the text."""
     model, tokenizer = result.model, result.tokenizer
-    loss = _held_out_loss(recipe, model, prepared, tokenizer)
+    loss = _held_out_loss(recipe, model, prepared, tokenizer, overlap=recipe.train.eval_overlap)
     text = prepared.validation_text()
     result.loss = loss
     run.add_evaluation(step, "validation_loss", loss.mean, {"tokens": loss.n_tokens})
@@ -319,7 +325,7 @@ def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
         lm = LM.load(path, step=step)
         recipe = check(Recipe, run.recipe)
         prepared = reopen_data(recipe, run, lm.tokenizer)
-        loss = _held_out_loss(recipe, lm.model, prepared, lm.tokenizer)
+        loss = _held_out_loss(recipe, lm.model, prepared, lm.tokenizer, overlap=recipe.train.eval_overlap)
         text = prepared.validation_text()
         comparable = holds_text(lm.tokenizer, prepared, text)
         return {

@@ -78,15 +78,22 @@ def test_a_restored_stream_goes_on_exactly(context, batch_size, extra, seed, bef
 
 
 @settings(max_examples=60)
-@given(context=st.integers(1, 12), batch_size=st.integers(1, 5), n=st.integers(2, 60))
-def test_validation_predicts_each_token_once_and_in_order(context, batch_size, n):
-    batches = list(validation_batches(shard_of(n), context, batch_size))
+@given(context=st.integers(1, 12), batch_size=st.integers(1, 5), n=st.integers(2, 60), share=st.floats(0, 0.99))
+def test_validation_predicts_each_token_once_and_in_order(context, batch_size, n, share):
+    overlap = int(share * context)
+    batches = list(validation_batches(shard_of(n), context, batch_size, overlap=overlap))
     for batch in batches:
-        check(batch)
+        real = batch.targets_BT != IGNORE
+        assert (batch.targets_BT[real] == batch.inputs_BT[real] + 1).all()
+        if not overlap:
+            check(batch)
         assert batch.inputs_BT.shape[0] <= batch_size
     order = [int(t) for batch in batches for t in batch.targets_BT.flatten() if t != IGNORE]
     assert order == list(range(1, n))
     assert sum(batch.n_targets for batch in batches) == n - 1
+    rows = [row for batch in batches for row in batch.targets_BT]
+    known = [int((row == IGNORE).int().argmin()) for row in rows[1:]]  # read before the first one that is predicted
+    assert all(each == min(overlap, min(context, n - 1) - 1) for each in known)
 
 
 def test_random_windows_reach_every_place_evenly():

@@ -283,6 +283,7 @@ def test_a_run_of_before_there_were_seals_opens(run, state, monkeypatch):
     run.close()
     with sqlite3.connect(run.path / "run.db") as connection:
         connection.execute("ALTER TABLE checkpoints DROP COLUMN seal")
+        connection.execute("ALTER TABLE events DROP COLUMN drawn")
         connection.execute(f"PRAGMA user_version = {MIGRATIONS.index(_seals)}")
     connection.close()
     with monkeypatch.context() as patch:

@@ -107,9 +107,10 @@ def test_it_makes_them_while_others_work_and_no_more_than_it_may() -> None:
 
 
 def test_its_thread_ends_with_it() -> None:
+    before = set(threading.enumerate())
     ahead = Prefetched(Slow(), depth=2)
     next(ahead)
-    mine = [thread for thread in threading.enumerate() if thread.name.startswith("batches")]
+    mine = [each for each in threading.enumerate() if each not in before and each.name.startswith("batches")]
     assert mine
     del ahead
     for thread in mine:

@@ -129,6 +129,8 @@ def test_auto_measures_once_says_why_and_leaves_the_generators_alone() -> None:
     ("seconds", "exact", "expected"),
     [
         ({"fp32": 10, "onednn": 9, "bf16": 9.5}, True, FP32),
+        ({"fp32": 10, "onednn": 9, "bf16": 9.5, "int8": 8}, True, Precision("int8")),
+        ({"fp32": 10, "onednn": 9, "bf16": 4, "int8": 3.5}, True, Precision("bf16")),
         ({"fp32": 10, "onednn": 5, "bf16": 9.5}, True, Precision("fp32", onednn=True)),
         ({"fp32": 10, "onednn": 5, "bf16": 9.5}, False, FP32),
         ({"fp32": 10, "onednn": 5, "bf16": 4.5}, True, Precision("fp32", onednn=True)),
@@ -144,6 +146,7 @@ def test_the_choice_follows_the_figures(
 
     monkeypatch.setattr(module, "_layer_seconds", measured)
     monkeypatch.setattr(module, "_onednn_is_exact", lambda shape: exact)
+    monkeypatch.setattr(module, "is_exact", lambda: True)
     module._measured.cache_clear()
     chosen = choose("auto", CPU, SHAPE)
     module._measured.cache_clear()
@@ -264,6 +267,14 @@ def test_integers_are_for_a_cpu_that_multiplies_them_exactly(monkeypatch: pytest
     for ask in (lambda: choose("int8", CPU, SHAPE), lambda: go_on(Precision("int8"), CPU, SHAPE)):
         with pytest.raises(SettingError, match=r"train\.precision = 'int8'.*exactly"):
             ask()
+    assert "int8" not in [one.name for one in module._candidates(CPU, SHAPE)]
+
+
+def test_integers_are_not_tried_where_they_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_exact", lambda: True)
+    assert "int8" in [one.name for one in module._candidates(CPU, SHAPE)]
+    for shape in (Shape(192, 4, 64, 4), Shape(256, 4, 64, 4, compiled=True)):
+        assert "int8" not in [one.name for one in module._candidates(CPU, shape)]
 
 
 def test_a_model_that_8_bits_do_not_fit_is_refused() -> None:

@@ -178,21 +178,30 @@ def document_ends(tokens: np.ndarray, end_id: int, *, chunk: int = 1 << 24) -> n
 
 
 def validation_batches(
-    shard: Shard, context: int, batch_size: int, *, separate_at: int | None = None
+    shard: Shard, context: int, batch_size: int, *, separate_at: int | None = None, overlap: int = 0
 ) -> Iterator[Batch]:
     """All of the shard in order, each token after the first as a target exactly once.
 
-    Data shorter than the context will do: the one window is then as wide as the data.
+    Each window but the first begins with `overlap` tokens that the one before it has predicted: they are only read, so
+    that no token but those of the first window is predicted from less than them. Data shorter than the context will do:
+    the one window is then as wide as the data.
     """
     check_sizes(context, batch_size)
+    if not 0 <= overlap < context:
+        raise SettingError("overlap", overlap, f"from 0 to less than the context, {context}")
     if len(shard) < 2:
         raise InputError(f"{len(shard)} tokens are held out: a loss needs 2 or more")
-    context = min(context, len(shard) - 1)
-    starts = np.arange(0, len(shard) - 1, context)
-    return (
-        windows(shard.tokens, starts[i : i + batch_size], context, separate_at)
-        for i in range(0, len(starts), batch_size)
-    )
+    n_targets = len(shard) - 1
+    context = min(context, n_targets)
+    overlap = min(overlap, context - 1)
+    starts = np.append(0, np.arange(context, n_targets, context - overlap) - overlap)
+
+    def batch(number: int) -> Batch:
+        made = windows(shard.tokens, starts[number : number + batch_size], context, separate_at)
+        made.targets_BT[1 if number == 0 else 0 :, :overlap] = IGNORE
+        return made
+
+    return (batch(number) for number in range(0, len(starts), batch_size))
 
 
 BATCHES: dict[str, type[Stream]] = {"random": RandomWindows, "epoch": EpochWindows, "packed": Packed}

@@ -77,11 +77,16 @@ def text_loss(
     batch_size: int,
     separate_at: int | None = None,
     max_tokens: int | None = None,
+    overlap: float = 0.0,
 ) -> HeldOutLoss:
-    """The loss over the held-out text, or about `max_tokens` of it: of a mixture, as large a part of each source."""
+    """The loss over the held-out text, or about `max_tokens` of it: of a mixture, as large a part of each source.
+
+    `overlap` is the share of each window that was predicted in the one before it, and is only read.
+    """
+    shared = int(overlap * model.context)
 
     def loss(shard: Shard, limit: int | None) -> HeldOutLoss:
-        batches = validation_batches(shard, model.context, batch_size, separate_at=separate_at)
+        batches = validation_batches(shard, model.context, batch_size, separate_at=separate_at, overlap=shared)
         return held_out_loss(model, batches, max_tokens=limit)
 
     shards = prepared.part_shards("validation")

@@ -4,13 +4,14 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from tessera.config import flat
 from tessera.store.files import write_bytes_atomic
 from tessera.store.run import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Curve = Sequence[tuple[int, float]]
 APART = {"seconds", "data_manifest"}  # facts that have their own place, or are too long for the table
@@ -84,8 +85,10 @@ def curves(run: Run) -> str:
     return svg(metric_figure(named, "loss (nats a token)"))
 
 
-def metric_figure(named_curves: Mapping[str, Curve], label: str) -> Figure:
+def metric_figure(named_curves: Mapping[str, Curve], label: str) -> "Figure":
     """A figure of curves over steps; a curve of few points is drawn with its points."""
+    from matplotlib.figure import Figure  # most of a second to import, which no training has to wait for
+
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.add_subplot()
     for name, curve in named_curves.items():
@@ -101,7 +104,7 @@ def metric_figure(named_curves: Mapping[str, Curve], label: str) -> Figure:
     return figure
 
 
-def svg(figure: Figure) -> str:
+def svg(figure: "Figure") -> str:
     """A figure as an inline SVG element with a transparent ground."""
     buffer = io.StringIO()
     nothing_about_it = dict.fromkeys(("Creator", "Date", "Format", "Type"))
@@ -109,7 +112,7 @@ def svg(figure: Figure) -> str:
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure as .svg or .png."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=path.suffix.removeprefix("."), dpi=150)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tessera.config import Spec, build, check_spec
 from tessera.errors import SettingError
+from tessera.model.fixed import fixed_table, small_sums
 from tessera.model.flow import Flow
 from tessera.model.position_bias import LinearBiasPosition, RelativeBiasPosition
 from tessera.model.position_hooks import Position
@@ -45,9 +46,10 @@ class SinusoidalPosition(Position):
         super().__init__()
         if d_model % 2:
             raise SettingError("d_model", d_model, "an even number: sinusoidal positions come in pairs")
-        angles_SC = torch.outer(torch.arange(context).float(), rope_speeds(d_model, base))
-        table_SD = torch.stack((angles_SC.sin(), angles_SC.cos()), dim=-1).flatten(1)
         self.scale = d_model**0.5
+        with small_sums():
+            speeds_C = rope_speeds(d_model, base)
+        table_SD = fixed_table((context, d_model), lambda: _waves(context, speeds_C))
         self.register_buffer("table", table_SD, persistent=False)
 
     def embed(self, x_BTD: Tensor, flow: Flow) -> Tensor:
@@ -84,19 +86,31 @@ class RotaryPosition(Position):
         if layout not in _TURNS:
             raise SettingError("layout", layout, f"one of {', '.join(_TURNS)}")
         width = _turned_width(d_head, share)
-        speeds_C, gain = rope_speeds(width, base), 1.0
-        if scaling is not None:
-            spec = check_spec(ROPE_SCALINGS, scaling, "scaling", GIVEN)
-            scale = build(ROPE_SCALINGS, spec, path="scaling", context=context, width=width, base=base)
-            speeds_C, gain = scale(speeds_C)
-        angles_SC = torch.outer(torch.arange(context).float(), speeds_C)
+        with small_sums():
+            speeds_C, gain = rope_speeds(width, base), 1.0
+            if scaling is not None:
+                spec = check_spec(ROPE_SCALINGS, scaling, "scaling", GIVEN)
+                scale = build(ROPE_SCALINGS, spec, path="scaling", context=context, width=width, base=base)
+                speeds_C, gain = scale(speeds_C)
         self._turn = _TURNS[layout]
-        self.register_buffer("cos", angles_SC.cos() * gain, persistent=False)
-        self.register_buffer("sin", angles_SC.sin() * gain, persistent=False)
+        for name, of in (("cos", torch.cos), ("sin", torch.sin)):
+            table_SC = fixed_table((context, width // 2), lambda of=of: of(_angles(context, speeds_C)) * gain)  # type: ignore[misc]
+            self.register_buffer(name, table_SC, persistent=False)
 
     def rotate(self, x_BTHK: Tensor, flow: Flow) -> Tensor:
         cos, sin = flow.once(self, lambda: (flow.take(self.cos), flow.take(self.sin)))
         return self._turn(x_BTHK, cos, sin)
+
+
+def _angles(context: int, speeds_C: Tensor) -> Tensor:
+    """By how much each pair is turned at each position."""
+    return torch.outer(torch.arange(context).float(), speeds_C)
+
+
+def _waves(context: int, speeds_C: Tensor) -> Tensor:
+    """Sine and cosine of the angles, side by side."""
+    angles_SC = _angles(context, speeds_C)
+    return torch.stack((angles_SC.sin(), angles_SC.cos()), dim=-1).flatten(1)
 
 
 def _turned_width(d_head: int, share: float) -> int:

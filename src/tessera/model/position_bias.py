@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import SettingError
+from tessera.model.fixed import fixed_table
 from tessera.model.flow import Flow
 from tessera.model.position_hooks import Position
 
@@ -41,7 +42,8 @@ class LinearBiasPosition(Position):
     def __init__(self, *, n_heads: int) -> None:
         super().__init__()
         # The exponents and not the slopes: few bits hold them exactly, so a model cast to bfloat16 keeps its slopes.
-        self.register_buffer("exponents", alibi_exponents(n_heads), persistent=False)
+        exponents_H = fixed_table((n_heads,), lambda: alibi_exponents(n_heads))
+        self.register_buffer("exponents", exponents_H, persistent=False)
 
     def bias(self, flow: Flow, n_keys: int) -> Tensor:
         return flow.once((self, n_keys), lambda: self._made(flow.length, n_keys))

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from tessera.errors import SettingError
-from tessera.optim.optimizer import Optimizer, check_eps, check_share
+from tessera.optim.optimizer import Optimizer, check_eps, check_share, zeros_for
 
 RATES = {
     "fixed": lambda lr, step, size: lr,
@@ -107,12 +107,12 @@ class Adafactor(Optimizer):
         wide = torch.promote_types(param.dtype, torch.float32)
         state = {"step": torch.zeros((), device=param.device)}
         if param.ndim < 2:
-            state["exp_avg_sq"] = torch.zeros_like(param, dtype=wide)
+            state["exp_avg_sq"] = zeros_for(param, dtype=wide)
         else:
             state["row"] = torch.zeros(param.shape[:-1], dtype=wide, device=param.device)
             state["column"] = torch.zeros(param.shape[:-2] + param.shape[-1:], dtype=wide, device=param.device)
         if group["momentum"]:
-            state["exp_avg"] = torch.zeros_like(param, dtype=wide)
+            state["exp_avg"] = zeros_for(param, dtype=wide)
         return state
 
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from tessera.optim.optimizer import Optimizer, check_betas, check_eps
+from tessera.optim.optimizer import Optimizer, check_betas, check_eps, zeros_for
 
 
 def adamw_step(
@@ -109,8 +109,8 @@ class Adam(Optimizer):
     def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {
             "step": torch.zeros((), device=param.device),
-            "exp_avg": torch.zeros_like(param),
-            "exp_avg_sq": torch.zeros_like(param),
+            "exp_avg": zeros_for(param),
+            "exp_avg_sq": zeros_for(param),
         }
 
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from tessera.optim.optimizer import Optimizer, check_betas
+from tessera.optim.optimizer import Optimizer, check_betas, zeros_for
 
 
 def lion_step(
@@ -53,7 +53,7 @@ class Lion(Optimizer):
         check_betas(settings["betas"])
 
     def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"exp_avg": torch.zeros_like(param)}
+        return {"exp_avg": zeros_for(param)}
 
     def update_memory(self) -> int:
         """The signs of a group's weights, all at once."""

@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 
 from tessera.errors import SettingError
 from tessera.optim.adam import AdamW
-from tessera.optim.optimizer import Optimizer, check_share
+from tessera.optim.optimizer import Optimizer, check_share, zeros_for
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a x + b x^3 + c x^5, chosen by Jordan for a steep slope at 0: five steps take a singular value from
@@ -141,7 +141,7 @@ class Muon(AdamW):
     def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         if group.get("kind") != "matrix":
             return super().fresh(param, group)
-        return {"momentum_buffer": torch.zeros_like(param)}
+        return {"momentum_buffer": zeros_for(param)}
 
     def update_memory(self) -> int:
         """Of the matrices of one shape: their gradients with momentum, the stack of these, and what is made of it."""

@@ -27,6 +27,11 @@ _ADD_PARAM_GROUP, _ZERO_GRAD, _STATE_DICT, _LOAD_STATE_DICT = (
 )
 
 
+def zeros_for(param: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Zeros of a parameter's shape, on its device. Not `zeros_like`, which loads sympy to make some on `meta`."""
+    return torch.zeros(param.shape, dtype=dtype or param.dtype, device=param.device)
+
+
 def check_amount(name: str, value: float) -> None:
     """`value` must be finite and not negative."""
     if not 0.0 <= value < math.inf:
@@ -110,7 +115,7 @@ class Optimizer(torch.optim.Optimizer, ABC):
             value.numel() * value.element_size()
             for group in self.param_groups
             for param in group["params"]
-            for value in self.fresh(torch.empty_like(param, device="meta"), group).values()
+            for value in self.fresh(torch.empty(param.shape, dtype=param.dtype, device="meta"), group).values()
         )
 
     def update_memory(self) -> int:

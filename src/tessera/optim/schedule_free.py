@@ -22,7 +22,7 @@ from torch.optim.optimizer import ParamsT
 
 from tessera.errors import InputError, SettingError
 from tessera.optim.averaged import Averaged
-from tessera.optim.optimizer import Optimizer, check_betas, check_eps
+from tessera.optim.optimizer import Optimizer, check_betas, check_eps, zeros_for
 
 
 def schedule_free_step(
@@ -83,7 +83,7 @@ class ScheduleFreeAdamW(Averaged, Optimizer):
             "step": torch.zeros((), device=param.device),
             "rates": torch.zeros((), device=param.device),
             "fast": param.detach().clone(),
-            "exp_avg_sq": torch.zeros_like(param),
+            "exp_avg_sq": zeros_for(param),
         }
 
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:

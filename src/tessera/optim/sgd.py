@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from tessera.errors import SettingError
-from tessera.optim.optimizer import Optimizer, check_amount, check_share
+from tessera.optim.optimizer import Optimizer, check_amount, check_share, zeros_for
 
 
 def sgd_step(
@@ -70,7 +70,7 @@ class Sgd(Optimizer):
         return group["lr"]
 
     def fresh(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return {"momentum_buffer": torch.zeros_like(param)} if group["momentum"] else {}
+        return {"momentum_buffer": zeros_for(param)} if group["momentum"] else {}
 
     def update(self, params: list[Tensor], group: dict[str, Any]) -> None:
         momentum = group["momentum"]

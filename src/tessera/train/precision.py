@@ -9,7 +9,7 @@ The weights, the gradients of a whole batch and the optimizer's state are fp32 i
     fp8    the linear layers of the blocks in 8 bits (`tessera.ops.float8`), all else as in bf16; a GPU of compute
            capability 8.9 or later. Never taken by "auto", as it is not the same model to the last percent
     int8   the linear layers of the blocks in integers of 8 bits, summed up exactly (`tessera.ops.int8`), all else in
-           fp32; a CPU whose 8-bit products are exact, best with VNNI and without bf16 units. Never taken by "auto"
+           fp32; a CPU whose 8-bit products are exact. For processors with VNNI and without bf16 units, wide models
 
 Two libraries multiply fp32 matrices on a CPU: MKL, which is PyTorch's choice and slow on some processors, and oneDNN.
 PyTorch goes to oneDNN for fp32 only under a flag that allows it bf16 arithmetic; on a processor without such units the
@@ -57,6 +57,8 @@ EXACT = 4.0
 ROWS = {"cpu": 256, "cuda": 8192}
 """Of a batch, how many are enough to tell."""
 ROUNDS = 4
+LEAST_WIDTH = 256
+"""Of a model that "auto" tries int8 for: in a narrower one rounding takes what the products save."""
 HOPELESS = 2.0
 """What takes so many times longer in its first round is not measured again."""
 
@@ -212,7 +214,7 @@ def _measured(device: torch.device, shape: Shape, threads: int) -> Precision:
         return Precision(reason=f"a layer takes {_ms(fp32)}, too little to gain from fewer bits")
     best, best_seconds = FP32, fp32
     said = [f"fp32 {_ms(fp32)}"]
-    for candidate in _candidates(device):
+    for candidate in _candidates(device, shape):
         if candidate.onednn and not _onednn_is_exact(shape):
             said.append("fp32 through oneDNN not tried, as it rounds to bf16 here")
             continue
@@ -223,11 +225,14 @@ def _measured(device: torch.device, shape: Shape, threads: int) -> Precision:
     return Precision(best.name, best.onednn, f"a layer's products and attention take {', '.join(said)}")
 
 
-def _candidates(device: torch.device) -> list[Precision]:
+def _candidates(device: torch.device, shape: Shape) -> list[Precision]:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return [Precision("bf16" if native else "fp16")]
-    return [Precision("fp32", onednn=True), Precision("bf16")]
+    found = [Precision("fp32", onednn=True), Precision("bf16")]
+    if shape.d_model >= LEAST_WIDTH and not shape.compiled and is_exact():
+        found.append(Precision("int8"))
+    return found
 
 
 def _onednn_is_exact(shape: Shape) -> bool:

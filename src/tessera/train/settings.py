@@ -26,6 +26,10 @@ class TrainSettings(Settings):
     """Steps between validations; 0 validates at the end only."""
     eval_tokens: PositiveInt | None = 65_536
     """Validation tokens used while training; none for all. The final validation always uses all."""
+    eval_overlap: float = Field(default=0.0, ge=0, le=0.9)
+    """Of the final validation: the share of each window that the one before it has predicted, and that is only read, so
+    that no token is predicted from less. 0: windows side by side, as in training. It takes 1 / (1 - share) times as
+    long."""
     sample_every: NonNegativeInt = 0
     """Steps between samples; 0 for none while training."""
     detail_every: NonNegativeInt = 10
@@ -50,8 +54,8 @@ class TrainSettings(Settings):
     clock, so that the rate has come down when the time is up. Only then is a run not the same on every machine."""
     precision: Choice = "auto"
     """What products are computed in: fp32, tf32, bf16, fp16, fp8, int8, or auto, which takes the fastest in a
-    measurement at the start, of those that lose nothing, and stays with it when the run is resumed. Weights are fp32
-    in any case."""
+    measurement at the start, of those (never fp8) with which the loss was within one percent of fp32's, and stays with
+    it when the run is resumed. Weights are fp32 in any case."""
     compile: bool | Literal["auto"] = "auto"
     """Compile the blocks with torch.compile: a minute at the start, for steps that are faster on a GPU. auto: there."""
     checkpointing: PositiveInt | Literal["selective"] | None = None
