@@ -27,7 +27,7 @@ MINUTES = 5.0
 RECIPE: dict[str, Any] = {
     "name": "demo",
     "data": {"source": ["python-stdlib"], "validation": 0.1, "batches": "epoch"},
-    "tokenizer": {"name": "bpe", "vocab_size": 2048, "pattern": "gpt4"},
+    "tokenizer": {"name": "bpe", "vocab_size": 4096, "pattern": "gpt4"},
     "model": PRESETS["demo"],
     "optimizer": {
         "name": "muon",
@@ -38,12 +38,13 @@ RECIPE: dict[str, Any] = {
     },
     "schedule": {"name": "wsd", "warmup": 20, "floor": 0.0, "cooldown": 0.6, "curve": "linear"},
     "train": {
-        "steps": 1250,
-        "batch_size": 4,
-        "context_ramp": {"name": "doubling", "start": 64, "steps": 625},
-        "eval_every": 125,
+        "steps": 850,
+        "batch_size": 8,
+        "context_ramp": {"name": "doubling", "start": 64, "steps": 425},
+        "eval_every": 85,
         "eval_tokens": 8192,
-        "save_every": 417,
+        "eval_overlap": 0.25,
+        "save_every": 284,
     },
     "sample": {
         "prompts": ["import os\nimport sys\n\n\ndef", "import os\nimport sys\n\n\nclass", ""],
@@ -62,7 +63,7 @@ SNIPPET_PROMPTS = (
 SNIPPETS_A_PROMPT = 8
 SNIPPETS = Sampling(temperature=0.7, top_p=0.95, max_tokens=64, seed=0, stop=("\n",))
 
-_OVERHEAD = 50.0
+_OVERHEAD = 42.0
 """Seconds that are not updates, at the most: text, tokenizer, shards, validation, evaluation, samples, report."""
 
 

@@ -124,7 +124,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "nano": _gpt2(4, 4, 128) | {"context": 64, "bias": False, "feed_forward": {"name": "gelu", "approximate": "none"}},
     # What two cores train in minutes, on ten megabytes: the model of `tessera demo`.
     "demo": {
-        "context": 512,
+        "context": 256,
         "d_model": 192,
         "n_layers": 3,
         "n_heads": 3,
