@@ -38,13 +38,13 @@ RECIPE: dict[str, Any] = {
     },
     "schedule": {"name": "wsd", "warmup": 20, "floor": 0.0, "cooldown": 0.6, "curve": "linear"},
     "train": {
-        "steps": 850,
+        "steps": 1300,
         "batch_size": 8,
-        "context_ramp": {"name": "doubling", "start": 64, "steps": 425},
-        "eval_every": 85,
+        "context_ramp": {"name": "doubling", "start": 64, "steps": 650},
+        "eval_every": 130,
         "eval_tokens": 8192,
         "eval_overlap": 0.25,
-        "save_every": 284,
+        "save_every": 434,
     },
     "sample": {
         "prompts": ["import os\nimport sys\n\n\ndef", "import os\nimport sys\n\n\nclass", ""],

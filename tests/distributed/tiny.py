@@ -31,7 +31,7 @@ from tessera.train.distributed import distribute
 from tessera.train.launch import Launch
 from tessera.train.settings import TrainSettings
 from tessera.train.trainer import Trainer
-from tessera.train.world import SOLO, World, joined
+from tessera.train.world import SOLO, World, joined, leave
 
 N_VOCAB, CONTEXT = 13, 8
 CPU = torch.device("cpu")
@@ -217,3 +217,4 @@ def in_processes(folder: Path, tasks: dict[str, Any], n: int = 2) -> dict[str, l
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
