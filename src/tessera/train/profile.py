@@ -123,12 +123,20 @@ class StepProfiler:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def close(self) -> None:
+        """To be called when the training ends, however it does: PyTorch's profiler, left open, ends the process with a
+        segmentation fault."""
+        if self._profile is not None:
+            self._profile.__exit__(None, None, None)
+            self._profile = None
+
     def _finish(self) -> None:
-        self._profile.__exit__(None, None, None)
+        measured = self._profile
+        self.close()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._profile.export_chrome_trace(str(self.folder / "trace.json"))
+        measured.export_chrome_trace(str(self.folder / "trace.json"))
         on_gpu = self.device.type == "cuda"
-        times = seconds_by_name(self._profile.key_averages(), on_gpu=on_gpu)
+        times = seconds_by_name(measured.key_averages(), on_gpu=on_gpu)
         self.report = table(times, self._seconds, self.steps)
         if on_gpu:
             held, most = torch.cuda.memory_allocated(self.device), torch.cuda.max_memory_allocated(self.device)

@@ -9,7 +9,7 @@ runs this loop, and they agree on whatever decides what happens next (`tessera.t
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -133,7 +133,7 @@ class Trainer:
         self.objective.train()
         self._averages.swap_out()
         allocate(self.optimizer)
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, nullcontext() if self.profiler is None else closing(self.profiler):
             self._save_what_to_go_back_to()
             while not self._pace.is_done(self.step, self.seconds):
                 with nullcontext() if self.profiler is None else self.profiler.step():
