@@ -78,13 +78,13 @@ def test_the_cursor_travels_in_the_state():
         assert torch.equal(next(resumed.batches()).inputs_BT, next(batches).inputs_BT)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["next-token", "sft"])
 def test_its_parameters_are_the_models(name):
     objective = OBJECTIVES[name](model=small(), data=Counting())
     assert [key for key, _ in objective.named_parameters()] == [f"model.{key}" for key, _ in small().named_parameters()]
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", ["next-token", "sft"])
 def test_learns_one_batch(name):
     objective = OBJECTIVES[name](model=small(), data=Counting())
     batch = next(objective.batches())

@@ -21,6 +21,7 @@ from tessera.tokenizers import Tokenizer
 
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The types that a model is built in, and written in without quantization."""
+Store = Callable[[nn.Module, str, Tensor], None]
 _TABLE_BYTES = 2**27  # what the tables of positions may take in a model that is smaller than they are
 
 
@@ -41,8 +42,11 @@ class ModelSource:
     notes: list[str] = field(default_factory=list)
     """What the user should hear: what was assumed, and what was left out."""
 
-    def build(self, dtype: torch.dtype = torch.float32) -> Decoder:
-        """The decoder with its weights, in evaluation mode; at its peak this takes little more than the weights do."""
+    def build(self, dtype: torch.dtype = torch.float32, *, store: "Store | None" = None) -> Decoder:
+        """The decoder with its weights, in evaluation mode; at its peak this takes little more than the weights do.
+
+        `store(model, name, tensor)` may keep a tensor in another form than the parameter `name`.
+        """
         with parameters_on_meta():
             model = Decoder.from_settings(self.settings, n_vocab=self.n_vocab)
         expected = model.state_dict()
@@ -50,7 +54,7 @@ class ModelSource:
             differing = sorted(set(expected) ^ set(self.names))
             raise FormatError(self.path, f"{len(differing)} tensors are missing or left over, such as {differing[0]!r}")
         for name in self.names:
-            _put(model, name, self.tensor(name, dtype))
+            (store or put)(model, name, self.tensor(name, dtype))
         return model.eval()
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
@@ -141,7 +145,7 @@ def parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Give the parameter (or buffer) `name` the memory of `tensor`."""
     owner_name, _, last = name.rpartition(".")
     owner = model.get_submodule(owner_name)

@@ -7,7 +7,7 @@ head would be another), and where it stands in its data is a part of its state.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -30,6 +30,9 @@ class Source(Protocol):
 
 class Objective(nn.Module, ABC):
     """A model and the data that it learns from; a subclass says the loss in `forward`."""
+
+    reads: ClassVar[str] = "documents"
+    """What its batches are made of: documents, conversations, pairs (of answers) or judged (answers)."""
 
     def __init__(self, *, model: nn.Module, data: Source) -> None:
         super().__init__()

@@ -41,6 +41,7 @@ MOST = 2**20  # characters of text, and so many more for each character of the r
 GROWTH = 16
 ASSISTANT = "assistant"
 PRIVATE_USE = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 _PRIVATE = re.compile("[\U000f0000-\U000ffffd\U00100000-\U0010fffd]")
 
 
@@ -51,12 +52,14 @@ def render(
     add_generation_prompt: bool = True,
     specials: Mapping[str, Any] | None = None,
     marks: Mapping[str, str] | None = None,
+    blocks: tuple[str, str] | None = None,
 ) -> list[str]:
     """The text of each conversation, as transformers' `apply_chat_template` gives it.
 
     `specials` are what the template knows besides: `bos_token`, `eos_token`. `marks` says what to write for a special
-    token that the template itself writes. What the template itself complains of is an `InputError` with its words; one
-    that is no Jinja, works without end, takes too much memory or tries to leave its sandbox is a `FormatError`.
+    token that the template itself writes, `blocks` what to write where a `{% generation %}` begins and ends. What the
+    template itself complains of is an `InputError` with its words; one that is no Jinja, works without end, takes too
+    much memory or tries to leave its sandbox is a `FormatError`.
     """
     variables = {"tools": None, "documents": None, **(specials or {}), "add_generation_prompt": add_generation_prompt}
     chats = [list(each) for each in conversations]
@@ -66,6 +69,7 @@ def render(
         "conversations": chats,
         "variables": variables,
         "marks": dict(marks or {}),
+        "blocks": blocks,
         "most": MOST + GROWTH * size,
         "now": datetime.now().isoformat(),
     }
@@ -126,28 +130,60 @@ def encode_chats(
     tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool = True
 ) -> list[list[int]]:
     """`encode_chat` of each, for the price of one process."""
-    template = tokenizer.framing.template
-    if template is None:
-        raise InputError("the tokenizer has no chat template, so it knows no roles: give it a text to go on from")
-    for messages in conversations:
-        for message in messages:
-            _check(message)
-    names, variables = frozenset(tokenizer.specials), template_names(tokenizer)
-    written = "\n".join((template, *variables.values(), *tokenizer.framing.plain))
-    marks = _Marks(names, written, "".join((*names, *_texts([list(each) for each in conversations]))))
-    plain = frozenset(tokenizer.framing.plain)
-    shown = [
-        [marks.mark(each, plain) if each["role"] == ASSISTANT else each for each in messages]
-        for messages in conversations
-    ]
-    texts = render(
-        template,
-        shown,
-        add_generation_prompt=add_generation_prompt,
-        specials=marks.mark(variables, names),
-        marks=marks.marked,
-    )
-    return [tokenizer.encode_split(list(marks.split(text))) for text in texts]
+    transcripts = Transcripts(tokenizer, conversations)
+    texts = transcripts.texts(conversations, add_generation_prompt=add_generation_prompt)
+    return [tokenizer.encode_split(list(transcripts.split(text))) for text in texts]
+
+
+class Transcripts:
+    """The texts of conversations by a tokenizer's template, in which it is seen what the template itself wrote.
+
+    Each letter of a special token that the template wrote is a character that stands for that letter; `split` finds
+    them. `probe` is a character that is in none of the messages.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, conversations: Sequence[Sequence[Message]]) -> None:
+        if tokenizer.framing.template is None:
+            raise InputError("the tokenizer has no chat template, so it knows no roles: give it a text to go on from")
+        for messages in conversations:
+            for message in messages:
+                _check(message)
+        self._template = tokenizer.framing.template
+        self._names, self._plain = frozenset(tokenizer.specials), frozenset(tokenizer.framing.plain)
+        variables = template_names(tokenizer)
+        written = "\n".join((self._template, *variables.values(), *tokenizer.framing.plain))
+        said = "".join((*self._names, *_texts([list(each) for each in conversations])))
+        self._marks = _Marks(self._names, written, said)
+        self._variables = self._marks.mark(variables, self._names)
+        if len(self._marks.free) < 3:
+            raise InputError("the conversation holds so many private-use characters that none are left")
+        self.probe, self.opens, self.closes = self._marks.free
+        self.has_blocks = GENERATION.search(self._template) is not None
+        """Whether the template says itself, by `{% generation %}`, what an assistant writes."""
+
+    def texts(
+        self, conversations: Sequence[Sequence[Message]], *, add_generation_prompt: bool = False, blocks: bool = False
+    ) -> list[str]:
+        """The text of each, whose messages are those that this was made with, or hold `probe` as their texts.
+
+        With `blocks`, two more such characters, `opens` and `closes`, are around what each `{% generation %}` wrote.
+        """
+        shown = [
+            [self._marks.mark(each, self._plain) if each["role"] == ASSISTANT else each for each in messages]
+            for messages in conversations
+        ]
+        return render(
+            self._template,
+            shown,
+            add_generation_prompt=add_generation_prompt,
+            specials=self._variables,
+            marks=self._marks.marked,
+            blocks=(self.opens, self.closes) if blocks else None,
+        )
+
+    def split(self, text: str) -> Iterator[tuple[str, bool]]:
+        """The parts of a text in order, each with whether it is a special token: for `Tokenizer.encode_split`."""
+        return self._marks.split(text)
 
 
 def template_names(tokenizer: Tokenizer) -> dict[str, str]:
@@ -169,6 +205,8 @@ class _Marks:
     def __init__(self, names: frozenset[str], written: str, text: str) -> None:
         taken = set(written).union(text)
         free = iter([mark for mark in map(chr, PRIVATE_USE) if mark not in taken])
+        self.free = tuple(islice(free, 3))
+        """Characters that occur nowhere at all."""
         self._names = names
         self.marked: dict[str, str] = {}
         for name in sorted(names, key=lambda name: (name not in written, name)):

@@ -51,13 +51,21 @@ class _RaisedError(Exception):
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what an assistant wrote, for training; the text is the same without it."""
+    """`{% generation %}` marks what an assistant wrote, for training; the text is the same without it.
+
+    Where the environment has `blocks`, these two texts are written where it begins and ends.
+    """
 
     tags = {"generation"}  # noqa: RUF012  (Jinja reads it from the class)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        blocks = cast(_Environment, self.environment).blocks
+        if blocks is not None:
+            first, last = (nodes.Output([nodes.TemplateData(text)], lineno=line) for text in blocks)
+            body = [first, *body, last]
+        return nodes.Scope(body, lineno=line)
 
 
 class _Names(Namespace):
@@ -167,6 +175,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     """A sandbox in which the template's special tokens are marks."""
 
     marks = Marks({})
+    blocks: tuple[str, str] | None = None
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         tree = _Marking(self.marks).visit(super()._parse(source, name, filename))
@@ -288,10 +297,10 @@ def _seeing(test: Callable[..., Any], plain: Callable[[Any], Any]) -> Callable[.
     return seen
 
 
-def environment(now: datetime, marks: Marks) -> ImmutableSandboxedEnvironment:
+def environment(now: datetime, marks: Marks, blocks: tuple[str, str] | None = None) -> ImmutableSandboxedEnvironment:
     """Jinja as chat templates expect it, in its sandbox."""
     made = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
-    made.marks = marks
+    made.marks, made.blocks = marks, blocks
     made.filters |= {"tojson": marks.to_json, "replace": marks.replace, PLAIN: marks.plain, JOIN: marks.join}
     made.tests = {name: _seeing(cast(Callable[..., Any], test), marks.plain) for name, test in made.tests.items()}
     made.globals |= {
@@ -306,8 +315,9 @@ def environment(now: datetime, marks: Marks) -> ImmutableSandboxedEnvironment:
 def render_all(request: dict[str, Any]) -> list[str]:
     """The text of each conversation."""
     now, roles = datetime.fromisoformat(request["now"]), (each["role"] for each in chain(*request["conversations"]))
+    marks = Marks(request["marks"], roles)
     try:
-        template = environment(now, Marks(request["marks"], roles)).from_string(request["template"])
+        template = environment(now, marks, request["blocks"]).from_string(request["template"])
     except SyntaxError as error:  # Python's own, for what Jinja let pass, such as a break that is in no loop
         raise TemplateSyntaxError(error.msg, error.lineno or 0) from None
     texts, left = [], request["most"]
