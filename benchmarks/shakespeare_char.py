@@ -48,11 +48,11 @@ def trained(recipe: Recipe) -> dict[str, Any]:
         seconds = time.perf_counter() - start
         training = sum(result.seconds[name] for name in UPDATES)
         tokens = result.step * recipe.train.batch_size * recipe.train.accumulate * recipe.model.context
-        assert result.loss is not None
+        noted = {each.name: each for each in result.run.evaluations()}["validation_loss"]
         result.run.close()
     return {
-        "validation_loss": round(result.loss.mean, 4),
-        "validation_tokens": result.loss.n_tokens,
+        "validation_loss": round(noted.value, 4),
+        "validation_tokens": noted.detail["tokens"],
         "steps": result.step,
         "training_seconds": round(training, 1),
         "seconds": round(seconds, 1),

@@ -87,8 +87,8 @@ def test_the_folder_has_each_source_by_itself(tmp_path: Path, recipe: Callable[.
 
 def test_the_loss_is_told_by_source(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     result = run_of(recipe(), tmp_path / "run")
-    assert result.loss is not None
-    assert set(result.loss.sources) == {"red", "blue"}
+    assert result.figures
+    assert set(job.sorted_out(result.figures)["sources"]) == {"red", "blue"}
     with Run.open(tmp_path / "run") as run:
         kept = {each.name: (each.value, each.detail["tokens"]) for each in run.evaluations() if "loss" in each.name}
         assert [step for step, _ in run.metrics("validation_loss/blue")] == [5, 10]

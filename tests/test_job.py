@@ -80,7 +80,7 @@ def test_the_run_folder_has_what_it_promises(tmp_path: Path, recipe: Callable[..
     assert load_tokenizer(path / "tokenizer.json").fingerprint == result.tokenizer.fingerprint
     page = (path / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 1
-    assert f"{result.bits_per_byte:.3f}" in page
+    assert f"{result.figures['bits_per_byte']:.3f}" in page
     with Run.open(path) as run:
         info = run.info
         assert [step for step, _ in run.metrics("loss")] == list(range(1, 9))
@@ -124,8 +124,8 @@ def test_evaluating_again_gives_the_recorded_figures(tmp_path: Path, recipe: Cal
 def test_tokens_that_lose_some_of_the_text_have_no_bits_per_byte(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
     """The end of the text has characters that the vocabulary, made of the rest, has not: they are all one token."""
     result = trained(recipe(), tmp_path / "run")
-    assert result.loss is not None
-    assert (result.bits_per_byte, result.compressors) == (None, {})
+    assert result.figures
+    assert (result.figures.get("bits_per_byte"), job.sorted_out(result.figures)["compressors"]) == (None, {})
     assert job.evaluate(tmp_path / "run")["bits_per_byte"] is None
     with Run.open(tmp_path / "run") as run:
         assert {evaluation.name for evaluation in run.evaluations()} == {"validation_loss"}
@@ -150,9 +150,9 @@ def test_the_same_recipe_gives_the_same_run(tmp_path: Path, recipe: Callable[...
     torch.manual_seed(5)
     second = trained(recipe("tokenizer=byte"), tmp_path / "b")
     assert same(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
-    assert first.bits_per_byte == second.bits_per_byte
+    assert first.figures["bits_per_byte"] == second.figures["bits_per_byte"]
     third = trained(recipe("seed=12", "tokenizer=byte"), tmp_path / "c")
-    assert third.bits_per_byte != first.bits_per_byte
+    assert third.figures["bits_per_byte"] != first.figures["bits_per_byte"]
 
 
 def test_what_is_watched_changes_nothing(tmp_path: Path, recipe: Callable[..., Recipe]) -> None:
@@ -333,7 +333,7 @@ def test_a_run_out_of_time_is_measured_and_goes_on(tmp_path: Path, recipe: Calla
     stopped = trained(recipe("train.max_minutes=1e-9"), tmp_path / "run")
     assert stopped.outcome == "out of time"
     assert stopped.step == 1
-    assert stopped.loss is not None
+    assert stopped.figures
     resumed = job.resume(tmp_path / "run", ["train.max_minutes=none"])
     resumed.run.close()
     assert resumed.outcome == "finished"
@@ -352,7 +352,7 @@ def test_a_prepared_folder_is_a_source(tmp_path: Path, recipe: Callable[..., Rec
     result = trained(prepared, tmp_path / "run")
     assert names_in(tmp_path / "run") == ["checkpoints", "recipe.json", "report.html", "run.db", "tokenizer.json"]
     assert same(weights_of(tmp_path / "run"), weights_of(tmp_path / "from-text"))
-    assert job.evaluate(tmp_path / "run")["bits_per_byte"] == result.bits_per_byte
+    assert job.evaluate(tmp_path / "run")["bits_per_byte"] == result.figures.get("bits_per_byte")
     job.resume(tmp_path / "run", ["train.steps=10"]).run.close()
     (folder / "tokenizer.json").unlink()
     with pytest.raises(TesseraError, match=r"tokenizer\.json"):

@@ -42,9 +42,11 @@ def test_documents_that_are_kept_apart(tmp_path: Path) -> None:
             with torch.no_grad():
                 logits = model(window[None, first:last])[0]
             nats += torch.nn.functional.cross_entropy(logits, window[first + 1 : last + 1], reduction="sum").item()
-    assert result.loss is not None
-    assert result.loss.mean == pytest.approx(nats / (len(ids) - 1), rel=1e-5)
-    assert job.evaluate(tmp_path / "run")["validation_loss"] == pytest.approx(result.loss.mean, rel=1e-6)
+    assert result.figures
+    assert result.figures["validation_loss"] == pytest.approx(nats / (len(ids) - 1), rel=1e-5)
+    assert job.evaluate(tmp_path / "run")["validation_loss"] == pytest.approx(
+        result.figures["validation_loss"], rel=1e-6
+    )
 
 
 def test_documents_cannot_be_apart_without_an_end_token(tmp_path: Path) -> None:

@@ -33,7 +33,10 @@ def prepare_data(
     """The tokenizer, trained on the training part alone (unless given), and the shards in `folder`."""
     data = recipe.data
     if len(data.source) == 1 and _is_prepared(data.source[0]):
-        return _open_prepared(Path(data.source[0]))
+        own, prepared = _open_prepared(Path(data.source[0]))
+        if tokenizer is not None and own.fingerprint != tokenizer.fingerprint:
+            raise InputError(f"{data.source[0]} was prepared with another tokenizer than {recipe.base} has")
+        return own, prepared
     with watcher.phase("read the text"), clock("read the text"):
         division, said = _divided(recipe)
     for line in (*said, *check_shards(folder, **division.room())):

@@ -6,7 +6,8 @@ Each arrow is a function of a lower floor; this file only puts them in order, te
 sees to it that everything lands in the run. `resume` goes on where a run stopped.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,30 +15,27 @@ from typing import Any
 import torch
 
 from tessera.config import build, check, override
-from tessera.corpus import reopen_data
-from tessera.data.prepared import Prepared
 from tessera.errors import InputError
-from tessera.evaluate.loss import HeldOutLoss, compressor_bits_per_byte, holds_text, text_loss
+from tessera.evaluate.loss import COMPRESSORS
 from tessera.evaluate.report import write_report
 from tessera.generate.engine import Engine
-from tessera.lm import LM
+from tessera.material import VALIDATION, Detailed, Figures, Material
 from tessera.model.decoder import Decoder
 from tessera.objectives.objective import Objective
-from tessera.opening import by_the_first, check_together, closed_on_error, create, reopen
+from tessera.opening import by_the_first, check_together, closed_on_error, create, reopen, reopen_material
 from tessera.optim.schedule import SCHEDULES
 from tessera.plan import training_flops
 from tessera.recipe import (
     Recipe,
     build_model,
-    build_objective,
     build_optimizer,
     pick_compilation,
     pick_device,
     pick_precision,
-    separate_at,
+    settled,
 )
 from tessera.store.run import Run
-from tessera.tokenizers import Tokenizer
+from tessera.tokenizers import Tokenizer, tokenizer_from_json
 from tessera.train.checkpoint import seed_generators
 from tessera.train.compile import cache_folder, compile_seconds
 from tessera.train.distributed import distribute
@@ -49,9 +47,6 @@ from tessera.train.trainer import Trainer
 from tessera.train.world import SOLO, World
 from tessera.watcher import Watcher
 
-EVAL_BATCH = 16
-COMPRESSOR_LIMIT = 64_000_000  # bytes; xz -9e takes about a second a megabyte
-
 
 @dataclass
 class Result:
@@ -62,9 +57,10 @@ class Result:
     step: int
     model: Decoder
     tokenizer: Tokenizer
-    loss: HeldOutLoss | None = None
-    bits_per_byte: float | None = None
-    compressors: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    """Measured on what was held out, by name."""
+    before: dict[str, float] = field(default_factory=dict)
+    """The same of the model that the run began from, where it did."""
     seconds: dict[str, float] = field(default_factory=dict)
     extra: dict[str, float] = field(default_factory=dict)
     """What else was measured, by name."""
@@ -78,9 +74,8 @@ class Result:
             "outcome": self.outcome,
             "step": self.step,
             "n_params": self.model.n_params,
-            "validation_loss": self.loss.mean if self.loss else None,
-            "bits_per_byte": self.bits_per_byte,
-            "compressors": self.compressors,
+            **sorted_out(self.figures),
+            "before": self.before,
             **self.extra,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
         }
@@ -102,11 +97,12 @@ def train(
     All processes of a `world` call it alike; the first makes the run.
     """
     watcher, clock = watcher or Watcher(), Stopwatch()
+    recipe = settled(recipe)
     check_together(recipe, world)
     set_threads(recipe)
     parts = by_the_first(recipe, world, lambda: create(recipe, out, watcher, clock))
     with closed_on_error(parts[0]):
-        return _Job(recipe, *parts, watcher, clock, world).go(measure=measure, profile=profile)
+        return _Job(check(Recipe, parts[0].recipe), *parts, watcher, clock, world).go(measure=measure, profile=profile)
 
 
 def resume(
@@ -135,9 +131,10 @@ def resume(
 def resumed_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
     """The recipe with which the run at `path` would go on."""
     for assignment in overrides:
-        if assignment.partition(".")[0] not in {"train", "schedule", "sample"}:
+        if re.split("[.=]", assignment)[0].strip() not in {"train", "schedule", "sample", "base"}:
             raise InputError(
-                f"{assignment}: a resumed run takes train.*, schedule.* and sample.* only; train a new one"
+                f"{assignment}: a resumed run takes train.*, schedule.* and sample.* only (and base, where that has "
+                "moved); train a new one"
             )
     written = Run.open(path).recipe
     return check(Recipe, override(written, list(overrides)))
@@ -151,17 +148,18 @@ class _Job:
         recipe: Recipe,
         run: Run,
         tokenizer: Tokenizer,
-        prepared: Prepared,
+        material: Material,
         watcher: Watcher,
         clock: Stopwatch,
         world: World,
     ) -> None:
-        self.recipe, self.run, self.tokenizer, self.prepared = recipe, run, tokenizer, prepared
+        self.recipe, self.run, self.tokenizer, self.material = recipe, run, tokenizer, material
         self.watcher, self.clock, self.world = watcher, clock, world
+        self._validated: tuple[int, Figures] | None = None
         self.device = pick_device(recipe.train.device)
         seed_generators(recipe.seed)
-        self.model = build_model(recipe, tokenizer.n_vocab).to(self.device)
-        self.objective: Objective = build_objective(recipe, self.model, prepared, end_id=tokenizer.end_id)
+        self.model = build_model(recipe, tokenizer.n_vocab, beside=run.path.parent).to(self.device)
+        self.objective: Objective = material.objective(recipe, self.model, tokenizer).to(self.device)
         precision = pick_precision(recipe, run.info.get("precision", FP32.written()))
         self.compilation = pick_compilation(recipe)
         chosen = (precision.describe(), precision.prepare(self.model), self.compilation.describe())
@@ -200,6 +198,9 @@ class _Job:
             trainer.profiler = StepProfiler(folder, flops, self.device, trainer.precision)
         if resume:
             self._go_back(step)
+        if self.trainer.step == 0 and self.material.measures_before(self.recipe):
+            with self.watcher.phase("measure the model as it is"), self.clock("evaluation"):
+                self.world.first(lambda: self._measure_before())
         self.watcher.say(self._describe())
         for line in self._chosen:
             self.watcher.say(line)
@@ -219,7 +220,7 @@ class _Job:
 
     def _whole_model(self) -> Decoder:
         """Of a model that is in parts, what was saved last: to finish with, which takes one process."""
-        model = build_model(self.recipe, self.tokenizer.n_vocab)
+        model = build_model(self.recipe, self.tokenizer.n_vocab, beside=self.run.path.parent)
         saved = self.run.checkpoints.read(self.trainer.step, prefix="model").tensors
         model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in saved.items()})
         return model.to(self.device).eval()
@@ -236,8 +237,9 @@ class _Job:
     def _finish(self, result: Result, measure: Callable[[Result], None] | None) -> None:
         if self.parallel.is_sharded:
             result.model = self.model = self._whole_model()
-        with self.watcher.phase("measure the held-out loss"), self.clock("evaluation"):
-            evaluate_run(self.run, self.recipe, self.prepared, self.trainer.step, result)
+        with self.watcher.phase("measure on what is held out"), self.clock("evaluation"):
+            result.figures = self._measure(self.trainer.step)
+        result.before = {each.name: each.value for each in self.run.evaluations() if each.step == 0}
         with self.clock("samples"):
             self._samples(self.trainer.step, stream=True)
         if measure is not None:
@@ -247,12 +249,27 @@ class _Job:
             write_report(self.run, seconds=self.clock.seconds)
 
     def _validate(self) -> float:
-        limit = self.recipe.train.eval_tokens
-        loss = _held_out_loss(self.recipe, self.model, self.prepared, self.tokenizer, max_tokens=limit)
-        by_source = {f"validation_loss/{name}": each.mean for name, each in loss.sources.items()}
+        figures = self.material.validate(self.recipe, self.objective, self.tokenizer)
+        self._validated = self.trainer.step, figures
         if self.world.is_first:
-            self.run.log_metrics(self.trainer.step, by_source)
-        return loss.mean
+            others = {name: value for name, value in figures.items() if name != VALIDATION}
+            self.run.log_metrics(self.trainer.step, others)
+        return figures[VALIDATION]
+
+    def _measure_before(self) -> None:
+        if not any(each.step == 0 for each in self.run.evaluations()):  # a killed run may have done it
+            self._measure(0)
+
+    def _measure(self, step: int) -> dict[str, float]:
+        """The figures on all that is held out, as they are noted in the run."""
+        if self.material.validates_all and self._validated is not None and self._validated[0] == step:
+            found: Detailed = {name: (value, {}) for name, value in self._validated[1].items()}
+        else:
+            self.objective.eval()
+            found = self.material.measure(self.recipe, self.objective, self.tokenizer)
+        for name, (value, detail) in found.items():
+            self.run.add_evaluation(step, name, value, detail)
+        return {name: value for name, (value, _) in found.items()}
 
     def _samples(self, step: int, *, stream: bool = False) -> None:
         engine = Engine(self.model, self.tokenizer)
@@ -260,8 +277,8 @@ class _Job:
         if sampling.seed is None:
             sampling = sampling.model_copy(update={"seed": self.recipe.seed})
         known = {(sample.step, sample.prompt) for sample in self.run.samples()}
-        for prompt in self.recipe.sample.prompts:
-            pieces = engine.stream(prompt, sampling, truncate=True)
+        for prompt, given in self.material.prompts(self.recipe, self.tokenizer):
+            pieces = engine.stream(given, sampling, truncate=True)
             text = self.watcher.sample(prompt, pieces) if stream else "".join(pieces)
             if (
                 self.world.is_first and (step, prompt) not in known
@@ -269,73 +286,42 @@ class _Job:
                 self.run.add_sample(step, prompt, text)
 
     def _describe(self) -> str:
-        counts = self.prepared.counts["train"]
-        train, context = self.recipe.train, self.recipe.model.context
-        per_step = train.batch_size * train.accumulate * context
+        train = self.recipe.train
         by = f"; {self.world.size} processes share it by {train.parallel}" if self.world.size > 1 else ""
         if (idle := self.world.size - train.batch_size) > 0:
             by += f", {idle} of which have nothing to do: train.batch_size is {train.batch_size}"
-        return (
-            f"{self.model.n_params:,} parameters, {train.steps:,} steps of {per_step:,} tokens: "
-            f"{train.steps * per_step / max(counts.n_tokens, 1):.2f} epochs of {counts.n_tokens:,} tokens{by}"
-        )
+        learned = sum(each.numel() for each in self.objective.parameters() if each.requires_grad)
+        of = "" if learned == self.model.n_params else f", {learned:,} of which are learned"
+        return f"{self.model.n_params:,} parameters{of}, {self.material.describe(self.recipe)}{by}"
 
 
 def _not_noted(step: int, cursor: Any, rows: Any) -> None:
     """What a process that writes nothing does with what a step read."""
 
 
-def _held_out_loss(
-    recipe: Recipe,
-    model: Decoder,
-    prepared: Prepared,
-    tokenizer: Tokenizer,
-    *,
-    max_tokens: int | None = None,
-    overlap: float = 0.0,
-) -> HeldOutLoss:
-    """Over the held-out text in windows, its documents apart where they are so in training."""
-    end_id = separate_at(recipe, tokenizer.end_id)
-    return text_loss(model, prepared, batch_size=EVAL_BATCH, separate_at=end_id, max_tokens=max_tokens, overlap=overlap)
-
-
-def evaluate_run(run: Run, recipe: Recipe, prepared: Prepared, step: int, result: Result) -> None:
-    """The loss over all held-out text, into `result` and the run; in bits per byte and beside what compressors need,
-    where the tokens hold all of the text."""
-    model, tokenizer = result.model, result.tokenizer
-    loss = _held_out_loss(recipe, model, prepared, tokenizer, overlap=recipe.train.eval_overlap)
-    text = prepared.validation_text()
-    result.loss = loss
-    run.add_evaluation(step, "validation_loss", loss.mean, {"tokens": loss.n_tokens})
-    for name, each in loss.sources.items():
-        run.add_evaluation(step, f"validation_loss/{name}", each.mean, {"tokens": each.n_tokens})
-    if not holds_text(tokenizer, prepared, text):
-        return
-    result.bits_per_byte = loss.bits_per_byte(len(text))
-    run.add_evaluation(step, "bits_per_byte", result.bits_per_byte, {"bytes": len(text)})
-    if len(text) <= COMPRESSOR_LIMIT:
-        result.compressors = compressor_bits_per_byte(text)
-        for name, bits in result.compressors.items():
-            run.add_evaluation(step, name, bits, {"bytes": len(text)})
-
-
 def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
-    """The figures of a finished run, measured again on all of its held-out text; nothing is written."""
+    """The figures of a finished run, measured again on all that it held out; nothing is written."""
     with Run.open(path) as run:
-        lm = LM.load(path, step=step)
-        recipe = check(Recipe, run.recipe)
-        prepared = reopen_data(recipe, run, lm.tokenizer)
-        loss = _held_out_loss(recipe, lm.model, prepared, lm.tokenizer, overlap=recipe.train.eval_overlap)
-        text = prepared.validation_text()
-        comparable = holds_text(lm.tokenizer, prepared, text)
-        return {
-            "run": str(run.path),
-            "validation_loss": loss.mean,
-            "sources": {name: each.mean for name, each in loss.sources.items()},
-            "perplexity": loss.perplexity,
-            "bits_per_byte": loss.bits_per_byte(len(text)) if comparable else None,
-            "compressors": compressor_bits_per_byte(text) if comparable and len(text) <= COMPRESSOR_LIMIT else {},
-        }
+        recipe, tokenizer = check(Recipe, run.recipe), tokenizer_from_json(run.tokenizer_json)
+        material = reopen_material(recipe, run, tokenizer)
+        seed_generators(recipe.seed)
+        model = build_model(recipe, tokenizer.n_vocab, beside=run.path.parent).to(pick_device(recipe.train.device))
+        objective = material.objective(recipe, model, tokenizer).eval()
+        saved = run.checkpoints.read(step)
+        weights = objective.state_dict()
+        objective.load_state_dict({name: saved.tensors.get(name, value) for name, value in weights.items()})
+        figures = {name: value for name, (value, _) in material.measure(recipe, objective, tokenizer).items()}
+    return {"run": str(run.path), **sorted_out(figures)}
+
+
+def sorted_out(figures: Mapping[str, float]) -> dict[str, Any]:
+    """Figures by kind: those of the sources of a mixture and of compressors stand apart."""
+    begin = f"{VALIDATION}/"
+    sources = {name.removeprefix(begin): value for name, value in figures.items() if name.startswith(begin)}
+    compressors = {name: value for name, value in figures.items() if name in COMPRESSORS}
+    rest = {name: value for name, value in figures.items() if name not in COMPRESSORS and not name.startswith(begin)}
+    usual = {VALIDATION: None, "bits_per_byte": None}
+    return usual | rest | {"sources": sources, "compressors": compressors}
 
 
 def set_threads(recipe: Recipe) -> None:

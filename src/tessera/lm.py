@@ -12,29 +12,26 @@ made are opened where they lie: a Hugging Face folder, a GGUF file.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tessera import __version__
 from tessera.config import Spec, build, check
 from tessera.data.rows import DocumentRows
 from tessera.errors import InputError, SettingError
-from tessera.formats import ModelSource, open_model
-from tessera.formats.hub import local_path
 from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
+from tessera.models import open_any
 from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.optim.schedule import SCHEDULES
-from tessera.store.folder import is_run, remove
+from tessera.store.folder import remove
 from tessera.store.run import Run
-from tessera.tokenizers import Tokenizer, load_vocabulary, tokenizer_from_json, train_tokenizer
+from tessera.tokenizers import Tokenizer, load_vocabulary, train_tokenizer
 from tessera.tokenizers.chat import Message, encode_chat
 from tessera.train.progress import Progress
 from tessera.train.settings import TrainSettings
@@ -233,53 +230,6 @@ def dtype_named(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise SettingError("dtype", name, ", ".join(DTYPES))
     return DTYPES[name]
-
-
-def open_any(path: str | Path, *, step: int | None = None) -> ModelSource:
-    """The model at any place that `LM.load` takes, not yet read."""
-    local = local_path(path)
-    if not local.exists():
-        raise InputError(f"{path}: no such run, folder or file")
-    if is_run(local) if local.is_dir() else local.suffix == ".db":
-        return _open_run(local, step)
-    if local.is_dir() and not (local / "config.json").is_file():
-        raise InputError(f"{path} is neither a run (a folder with run.db) nor a model's folder (with config.json)")
-    if step is not None:
-        raise SettingError("step", step, f"no step: {path} is not a run, so it has one state only")
-    return open_model(local)
-
-
-@dataclass
-class RunSource(ModelSource):
-    """A checkpoint of a run."""
-
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """As they were written, mapped into memory: they are read when they are needed, and changes stay in memory."""
-
-
-def _open_run(path: Path, step: int | None) -> RunSource:
-    with Run.open(path) as run:
-        tokenizer = tokenizer_from_json(run.tokenizer_json)
-        settings = check(DecoderSettings, run.recipe["model"])
-        loaded = run.checkpoints.read(step, prefix="model")
-        n_vocab = run.recipe.get("n_vocab", tokenizer.n_vocab)
-    tensors = {name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()}
-
-    def read(name: str, dtype: torch.dtype) -> Tensor:
-        tensor = tensors[name]
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    return RunSource(
-        family="tessera",
-        settings=settings,
-        n_vocab=n_vocab,
-        tokenizer=tokenizer,
-        names=list(tensors),
-        read=read,
-        path=path,
-        notes=[f"skipped {line}" for line in loaded.skipped],
-        tensors=tensors,
-    )
 
 
 def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:

@@ -9,9 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tessera.corpus import check_data, prepare_data, reopen_data
-from tessera.data.prepared import Prepared
-from tessera.errors import InputError
+from tessera.corpus import prepare_data, reopen_data
+from tessera.errors import InputError, SettingError
+from tessera.formats.hub import local_path
+from tessera.material import Material
+from tessera.material_examples import Examples
+from tessera.material_text import Text
+from tessera.models import holds_run, open_tokenizer
 from tessera.plan import check_room
 from tessera.provenance import run_info
 from tessera.recipe import Recipe, pick_precision
@@ -25,7 +29,7 @@ from tessera.train.stopwatch import Stopwatch
 from tessera.train.world import World
 from tessera.watcher import Watcher
 
-Opened = tuple[Run, Tokenizer, Prepared]
+Opened = tuple[Run, Tokenizer, Material]
 
 
 def check_together(recipe: Recipe, world: World) -> None:
@@ -49,7 +53,7 @@ def by_the_first(recipe: Recipe, world: World, begin: Callable[[], Opened]) -> O
         raise InputError(f"{path} is not on this machine: all machines of a training need a disk that they share")
     run = Run.open(path)
     tokenizer = tokenizer_from_json(run.tokenizer_json)
-    return run, tokenizer, reopen_data(recipe, run, tokenizer)
+    return run, tokenizer, reopen_material(recipe, run, tokenizer)
 
 
 def create(recipe: Recipe, out: str | Path | None, watcher: Watcher, clock: Stopwatch) -> Opened:
@@ -57,19 +61,49 @@ def create(recipe: Recipe, out: str | Path | None, watcher: Watcher, clock: Stop
     _check_free(path)
     check_room(recipe, path, say=watcher.say)
     with _claimed(path) as lock:
-        tokenizer, prepared = prepare_data(recipe, path / "data", watcher=watcher, clock=clock)
-        for line in check_data(recipe, prepared, tokenizer):
+        tokenizer, material = _make_material(recipe, path / "data", watcher, clock)
+        for line in material.check(recipe, tokenizer):
             watcher.say(line)
+        recipe = material.fitted(recipe)
         run = Run.create(
             path,
             recipe=recipe.written(),
             tokenizer_json=tokenizer.to_json(),
             vocabulary=tokenizer.vocabulary(),
             store=recipe.store,
-            info=run_info(recipe, prepared) | {"precision": pick_precision(recipe).written()},
+            info=run_info(recipe, material) | {"precision": pick_precision(recipe).written()},
             lock=lock,
         )
-    return run, tokenizer, prepared
+        if recipe.base is not None:
+            _note_base(run, recipe.base)
+    return run, tokenizer, material
+
+
+def _make_material(recipe: Recipe, folder: Path, watcher: Watcher, clock: Stopwatch) -> tuple[Tokenizer, Material]:
+    """What is learned from, written into `folder`, and the tokenizer that reads it."""
+    tokenizer = None if recipe.base is None else open_tokenizer(recipe.base)
+    if recipe.reads == "documents":
+        tokenizer, prepared = prepare_data(recipe, folder, watcher=watcher, clock=clock, tokenizer=tokenizer)
+        return tokenizer, Text(prepared)
+    if tokenizer is None:
+        raise SettingError("base", None, f"a model: {recipe.objective.name} goes on from one that knows its language")
+    with watcher.phase("read the examples"), clock("read the examples"):
+        return Examples.make(recipe, folder, tokenizer)
+
+
+def reopen_material(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Material:
+    """What the run learns from, proved to be the same."""
+    if recipe.reads == "documents":
+        return Text(reopen_data(recipe, run, tokenizer))
+    return Examples.reopen(recipe, run, tokenizer)
+
+
+def _note_base(run: Run, base: str) -> None:
+    """The run's lineage, where it begins from another run; else its info says what it begins from."""
+    place = local_path(base)
+    if holds_run(place):
+        with Run.open(place) as parent:
+            run.set_lineage(parent, step=parent.checkpoints.steps()[-1])
 
 
 def reopen(recipe: Recipe, path: str | Path, overrides: Sequence[str], watcher: Watcher, clock: Stopwatch) -> Opened:
@@ -79,12 +113,12 @@ def reopen(recipe: Recipe, path: str | Path, overrides: Sequence[str], watcher: 
         kept = len(run.checkpoints.steps())
         check_room(recipe, run.path, say=watcher.say, n_vocab=tokenizer.n_vocab, kept=kept)
         with clock("data"):
-            prepared = reopen_data(recipe, run, tokenizer)
-        for line in check_data(recipe, prepared, tokenizer):
+            material = reopen_material(recipe, run, tokenizer)
+        for line in material.check(recipe, tokenizer):
             watcher.say(line)
         if overrides:
             run.update_recipe(recipe.written())
-    return run, tokenizer, prepared
+    return run, tokenizer, material
 
 
 def free_path(path: Path) -> Path:

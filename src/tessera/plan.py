@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tessera.adapt import ADAPTERS, base_bytes
+from tessera.config import build
 from tessera.model.attention import GroupedQueryAttention
 from tessera.model.decoder import Decoder
 from tessera.model.linear import Linear
@@ -77,16 +79,19 @@ def make_plan(
 
     `speed` gives a device's FLOP/s; it is measured unless said.
     """
-    n_vocab = expected_vocabulary(recipe) if n_vocab is None else n_vocab
+    n_vocab = recipe.n_vocab or (expected_vocabulary(recipe) if n_vocab is None else n_vocab)
     with torch.device("meta"):
         model = Decoder.from_settings(recipe.model, n_vocab=n_vocab)
-    train, shape = recipe.train, recipe.model
-    tokens_per_step = train.batch_size * train.accumulate * shape.context
+        lora = None if recipe.adapt is None else build(ADAPTERS, recipe.adapt, path="adapt")
+        learned = model if lora is None else lora.learned(model)
+    train, row = recipe.train, tokens_in_row(recipe)
+    tokens_per_step = train.batch_size * train.accumulate * row
     width = 4
     device = pick_device(train.device)
     tokens = tokens_per_step * train.steps
-    optimizer: Any = build_optimizer(recipe, model)  # type: ignore[arg-type]
-    weights, state = width * model.n_params, optimizer.memory()
+    optimizer: Any = build_optimizer(recipe, learned)  # type: ignore[arg-type]
+    own, state = width * _count(learned), optimizer.memory()
+    weights = own if lora is None else own + int(base_bytes(model, lora.base))
     is_averaged = train.ema is not None or isinstance(optimizer, Averaged)
     flops_a_second = (product_flops if speed is None else speed)(device)
     return Plan(
@@ -97,15 +102,23 @@ def make_plan(
         tokens_per_step=tokens_per_step,
         tokens=tokens,
         weights=weights,
-        gradients=weights,
+        gradients=own,
         optimizer=state,
-        average=0 if train.ema is None else weights,
-        activations=width * train.batch_size * shape.context * _activations_per_token(model, train.checkpointing),
+        average=0 if train.ema is None else own,
+        activations=width * train.batch_size * row * _activations_per_token(model, train.checkpointing),
         update=optimizer.update_memory(),
-        checkpoint=weights + state + (weights if is_averaged else 0),
+        checkpoint=own + state + (own if is_averaged else 0),
         seconds=tokens * training_flops(model) / (TRAINING_EFFICIENCY * flops_a_second),
         device=str(device),
     )
+
+
+def tokens_in_row(recipe: Recipe) -> int:
+    """The most tokens that a row of a batch has: of a pair, those of both answers."""
+    most = recipe.model.context
+    if recipe.reads != "documents":
+        most = min(recipe.data.examples.max_tokens or most, most)
+    return 2 * most if recipe.reads in ("pairs", "judged") else most
 
 
 def check_room(

@@ -3,19 +3,17 @@
 import platform
 import subprocess
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tessera import __version__
-from tessera.data.prepared import Prepared
+from tessera.material import Material
 from tessera.recipe import Recipe
 
 
-def run_info(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+def run_info(recipe: Recipe, material: Material) -> dict[str, Any]:
     """Where a run came from: enough to repeat it."""
-    own = len(recipe.data.source) != 1 or Path(recipe.data.source[0]).resolve() != prepared.folder.resolve()
     return {
         "seed": recipe.seed,
         "tessera": __version__,
@@ -25,9 +23,7 @@ def run_info(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "git_commit": git_commit(),
-        "data": "data" if own else str(prepared.folder.resolve()),
-        "data_sha256": prepared.sha256,
-        "data_manifest": prepared.manifest(),
+        **material.info(recipe),
     }
 
 

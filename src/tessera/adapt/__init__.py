@@ -20,7 +20,7 @@ from tessera.adapt.adapted import (
 )
 from tessera.adapt.frozen import base_sha256, frozen_sha256, is_frozen
 from tessera.adapt.lora import ADAPTERS, Lora
-from tessera.adapt.quantized import build_quantized, dequantize_base, quantize_base
+from tessera.adapt.quantized import base_bytes, build_quantized, dequantize_base, quantize_base
 
 __all__ = [
     "ADAPTERS",
@@ -30,6 +30,7 @@ __all__ = [
     "adapted",
     "adapter_names",
     "add_adapter",
+    "base_bytes",
     "base_sha256",
     "build_quantized",
     "check_plain",

@@ -56,6 +56,10 @@ class Lora:
             quantize_base(model, self.base)
         add_adapter(model, {path: self.make(frozen_at(model, path)) for path in paths}, name)
 
+    def learned(self, model: nn.Module) -> nn.Module:
+        """What a plain model would learn, apart from it; also of one without memory, on `meta`."""
+        return nn.ModuleList(self.make(frozen_at(model, path)) for path in find_targets(model, self.targets))
+
     def make(self, base: Frozen) -> LowRank:
         """The adapter of one map."""
         kind = Decomposed if self.dora else LowRank

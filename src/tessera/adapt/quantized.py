@@ -20,6 +20,8 @@ from tessera.formats.source import ModelSource, put
 from tessera.model.decoder import Decoder
 from tessera.model.linear import ExpertLinear, Linear
 
+BITS = {"nf4": 4.127, "int8": 8.5}
+"""Of a weight, with its part of what belongs to its block."""
 PIECE = {"cpu": 2**21, "cuda": 2**26}
 """Numbers of a weight that are floats at a time: few enough to stay small beside the activations."""
 
@@ -153,6 +155,13 @@ def quantize_base(model: nn.Module, kind: str) -> list[str]:
     for path, layer in found.items():
         put_module(model, path, _quantized(layer, layer.weight, kind, path))
     return list(found)
+
+
+def base_bytes(model: nn.Module, kind: str) -> float:
+    """The memory that a plain model's weights take as a base of a kind: "fp32", "nf4" or "int8"."""
+    total = sum(param.numel() for param in model.parameters())
+    stored = sum(part.weight.numel() for path, part in model.named_modules() if _is_quantizable(part, path))
+    return 4 * total if kind == "fp32" else 4 * (total - stored) + stored * BITS[kind] / 8
 
 
 def build_quantized(source: ModelSource, kind: str) -> Decoder:

@@ -14,7 +14,7 @@ def evaluate(
     step: Annotated[int | None, typer.Option(help="The checkpoint; the newest valid one if not given.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure the loss over all of the run's held-out text, in bits per byte, beside xz and bz2."""
+    """Measure a run on all that it held out: of a text the loss, in bits per byte, beside xz and bz2."""
     from tessera import job
 
     result = job.evaluate(run, step=step)
@@ -22,6 +22,11 @@ def evaluate(
         print(json.dumps(result))
         return
     out = console()
+    apart = {"run", "sources", "compressors", "bits_per_byte"}
+    if result["bits_per_byte"] is None and not result["sources"] and len(result) > len(apart) + 1:
+        for name in (name for name in result if name not in apart):
+            out.print(f"{name:<16} {result[name]:.4f}")
+        return
     out.print(f"validation loss {result['validation_loss']:.4f} nats a token")
     for name, loss in result["sources"].items():
         out.print(f"  {name:<12} {loss:.4f}")

@@ -31,7 +31,7 @@ def export_model(
     from tessera.errors import InputError, SettingError
     from tessera.formats.hub import model_name
     from tessera.formats.source import FLOATS
-    from tessera.lm import RunSource, open_any
+    from tessera.models import RunSource, open_any
 
     if to not in formats.EXPORTS:
         raise SettingError("--to", to, ", ".join(formats.EXPORTS))

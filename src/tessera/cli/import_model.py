@@ -25,7 +25,8 @@ def import_model(
     """
     from tessera.errors import InputError
     from tessera.formats.hub import model_name
-    from tessera.lm import LM, dtype_named, open_any
+    from tessera.lm import LM, dtype_named
+    from tessera.models import open_any
     from tessera.store.folder import check_free, is_run
 
     out = out or Path("runs") / model_name(source)

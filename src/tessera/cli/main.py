@@ -15,7 +15,19 @@ from typing import Annotated
 import typer
 
 from tessera import __version__
-from tessera.cli import chat, data, demo, evaluate, export_model, generate, import_model, runs, tokenizer, train
+from tessera.cli import (
+    chat,
+    data,
+    demo,
+    evaluate,
+    export_model,
+    generate,
+    import_model,
+    post_training,
+    runs,
+    tokenizer,
+    train,
+)
 from tessera.errors import TesseraError
 
 AGAIN_SECONDS = 0.02
@@ -30,6 +42,8 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+for verb in post_training.VERBS:
+    app.command(verb)(post_training.command(verb))
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("import")(import_model.import_model)

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from tessera.cli.console import console, show_table
+
+if TYPE_CHECKING:
+    from tessera.store.run import Run
 
 app = typer.Typer(help="Runs: list, show, compare and plot them.", no_args_is_help=True)
 
@@ -54,12 +57,14 @@ def show(
     with Run.open(run) as opened:
         steps, best = opened.checkpoints.steps(), opened.checkpoints.best()
         evaluations, samples, events = opened.evaluations(), opened.samples()[-3:], opened.events()
+        lineage = _lineage(opened)
         if as_json:
             content = {
                 "path": str(opened.path),
                 "store": opened.store,
                 "created": opened.created,
                 "info": opened.info,
+                "lineage": lineage,
                 "checkpoints": steps,
                 "best": best,
                 "events": [event.__dict__ for event in events],
@@ -72,6 +77,8 @@ def show(
         out = console()
         out.print(f"[bold]{opened.path}[/bold]  made {opened.created}, store {opened.store}")
         out.print(f"checkpoints {', '.join(map(str, steps))}  best {_cell(best)}")
+        if len(lineage) > 1:
+            out.print("lineage     " + escape(" <- ".join(map(_generation, lineage))))
     for evaluation in evaluations:
         out.print(f"  step {evaluation.step:>6,}  {evaluation.name:<16} {evaluation.value:.4f}")
     for event in events:
@@ -80,6 +87,33 @@ def show(
         out.rule(f"sample at step {sample.step:,}", align="left")
         out.print(escape(sample.prompt), end="", style="cyan")
         out.print(escape(sample.text))
+
+
+def _lineage(run: "Run") -> list[dict[str, Any]]:
+    """The run and what it began from, the nearest first; at the end a model that no run of ours has made, if any."""
+    from tessera.store.run import Run
+
+    line = [{"path": str(run.path), "step": max(run.checkpoints.steps(), default=None), "objective": _learned(run)}]
+    base = run.recipe.get("base")
+    for ancestor in run.lineage():
+        line.append({"path": str(ancestor.path), "step": ancestor.step, "objective": None})
+        base = None
+        if ancestor.path.exists():
+            with Run.open(ancestor.path) as opened:
+                line[-1]["objective"], base = _learned(opened), opened.recipe.get("base")
+    return [*line, *([] if base is None else [{"path": base, "step": None, "objective": None}])]
+
+
+def _learned(run: "Run") -> str | None:
+    """The name of its objective; none where it was not trained but saved."""
+    objective = run.recipe.get("objective")
+    return None if objective is None else str(objective["name"])
+
+
+def _generation(each: dict[str, Any]) -> str:
+    told = [str(each["objective"] or "")] + ([f"step {each['step']:,}"] if each["step"] is not None else [])
+    said = ", ".join(filter(None, told))
+    return f"{each['path']} ({said})" if said else str(each["path"])
 
 
 @app.command()

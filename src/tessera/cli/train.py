@@ -84,16 +84,14 @@ def train(
         settings = resumed_recipe(resume, overrides)
     else:
         settings = load_recipe(recipe, overrides, sources=sources, preset=preset, depth=depth)
-    if print_config:
-        print_recipe(settings)
-    elif dry_run:
-        show_plan(settings, as_json=as_json)
+    if print_config or dry_run:
+        start(settings, out, print_config=print_config, dry_run=dry_run, as_json=as_json)
     elif devices is not None and (devices > 1 or max_restarts):
         given = {"-c": recipe, "--preset": preset, "--depth": depth, "--step": step}
         options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
         options += ["--profile"] * profile + ["--json"] * as_json + ["--or-resume"] * or_resume
-        start = Start(inputs or [], options, settings, out=out, resume=resume)
-        sys.exit(start.run(devices, max_restarts))
+        processes = Start(inputs or [], options, settings, out=out, resume=resume)
+        sys.exit(processes.run(devices, max_restarts))
     else:
         with joined(settings.train.device) as world:
             if or_resume and out is not None and world.first(lambda: is_run(out)):
@@ -105,6 +103,25 @@ def train(
                 if as_json:
                     print(json.dumps(result.summary()))
             _end(result, as_json=as_json and world.is_first)
+
+
+def start(settings: "Recipe", out: Path | None, *, print_config: bool, dry_run: bool, as_json: bool) -> None:
+    """Train a new run in this process, or only show what it would be."""
+    from tessera.cli.watch import show_result
+    from tessera.recipe import settled
+    from tessera.train.world import SOLO
+
+    if print_config:
+        print_recipe(settled(settings))
+    elif dry_run:
+        show_plan(settled(settings), as_json=as_json)
+    else:
+        out_console = console(quiet=as_json)
+        result = _train(settings, out, None, [], None, False, out_console, SOLO)
+        show_result(out_console, result)
+        if as_json:
+            print(json.dumps(result.summary()))
+        _end(result, as_json=as_json)
 
 
 def _train(

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
-from tessera.cli.console import StepDisplay, show_seconds, working
-from tessera.job import Result, Watcher
+from tessera.cli.console import StepDisplay, show_seconds, show_table, working
+from tessera.job import Result, Watcher, sorted_out
 from tessera.train.progress import Progress
 
 
@@ -69,12 +70,7 @@ def show_result(out: Console, result: Result) -> None:
         return
     show_seconds(out, result.seconds)
     out.print(f"\n[bold]Run[/bold] {path}  (report: {path / 'report.html'})")
-    if result.loss is not None:
-        bits = result.bits_per_byte
-        per_byte = "" if bits is None else f", [bold]{bits:.4f} bits per byte[/bold]"
-        out.print(f"validation loss {result.loss.mean:.4f} nats a token{per_byte}")
-    for name, bits in result.compressors.items():
-        out.print(f"  {name:<8} {bits:.4f} bits per byte for the same text")
+    _show_figures(out, result)
     if "python_share" in result.extra:
         share, n = result.extra["python_share"], result.extra["snippets"]
         out.print(f"Of {n} sampled lines {share:.0%} are Python: ast.parse accepts them.")
@@ -82,8 +78,33 @@ def show_result(out: Console, result: Result) -> None:
         steps = result.run.recipe["train"]["steps"]
         out.print(f"The time was up at step {result.step:,} of {steps:,}; saved.")
     out.print("\n[bold]Next[/bold]")
-    out.print(f"  tessera generate {path} --prompt ...       # or: tessera chat {path}")
+    if result.run.recipe["objective"]["name"] == "reward":
+        out.print(f"  tessera ppo tasks.jsonl --base MODEL reward.model={path}     # or: tessera grpo")
+    elif result.tokenizer.framing.template is None:
+        out.print(f"  tessera generate {path} --prompt ...       # or: tessera chat {path}")
+    else:
+        out.print(f"  tessera chat {path}")
     limits = [name for name in ("max_minutes", "finish_minutes") if result.run.recipe["train"][name]]
     limit = "".join(f" train.{name}=none" for name in limits)
     out.print(f"  tessera train --resume {path} train.steps={2 * result.step}{limit}")
-    out.print("  tessera train my.txt                         # your own text")
+    if "base" not in result.run.recipe or result.run.recipe["base"] is None:
+        out.print("  tessera train my.txt                         # your own text")
+
+
+def _show_figures(out: Console, result: Result) -> None:
+    """What was measured on held-out data; beside it, where the run began from a model, what that one reached."""
+    figures = sorted_out(result.figures)
+    if result.before:
+        table = Table(box=None, pad_edge=False)
+        for column in ("held out", "before", "after"):
+            table.add_column(column, justify="left" if column == "held out" else "right")
+        for name, after in result.figures.items():
+            before = result.before.get(name)
+            table.add_row(name, "-" if before is None else f"{before:.4f}", f"{after:.4f}")
+        show_table(out, table)
+    elif figures["validation_loss"] is not None:
+        bits = figures["bits_per_byte"]
+        per_byte = "" if bits is None else f", [bold]{bits:.4f} bits per byte[/bold]"
+        out.print(f"validation loss {figures['validation_loss']:.4f} nats a token{per_byte}")
+    for name, bits in figures["compressors"].items():
+        out.print(f"  {name:<8} {bits:.4f} bits per byte for the same text")

@@ -3,7 +3,7 @@
     exact       the answer, without space around it, is the task's "answer"
     regex       a pattern is found in it (or is all of it)
     number      the last number in it, or the one after "####" (Cobbe et al. 2021, GSM8K), is that of the task's answer
-    function    what a Python function `module:function` says of (answer, task)
+    function    what a Python function, `module:function` or `FILE.py:function`, says of (answer, task)
 
 A checker is called with the text of an answer and the record of its task, and gives a number: 1.0 right, 0.0 wrong, or
 whatever a function says.
@@ -14,7 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from numbers import Real
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import regex
@@ -48,12 +51,15 @@ class Task:
 
 def read_tasks(sources: str | Path | Sequence[str | Path], checker: Checker) -> list[Task]:
     """The tasks in some files, each one such that its answers can be judged."""
-    return [_task(record, checker) for record in read_records(sources)]
+    return tasks_of(read_records(sources), checker)
 
 
-def _task(record: Record, checker: Checker) -> Task:
-    checker.check_task(record.content, record.where)
-    return Task(prompt(record), record.content, record.where)
+def tasks_of(records: Sequence[Record], checker: Checker | None) -> list[Task]:
+    """The tasks in some records; without a checker somebody else judges their answers."""
+    if checker is not None:
+        for record in records:
+            checker.check_task(record.content, record.where)
+    return [Task(prompt(record), record.content, record.where) for record in records]
 
 
 class _OfField:
@@ -66,7 +72,8 @@ class _OfField:
         value = task.get(self.field)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise InputError(f"{where}: {self.field!r} is {value!r}, expected a text or a number")
-        return str(value)
+        # A float as people write it: 1e-05 would be read as a number 5.
+        return format(Decimal(repr(value)), "f") if isinstance(value, float) else str(value)
 
     def check_task(self, task: Content, where: str) -> None:
         self.expected(task, where)
@@ -152,16 +159,28 @@ class Number(_OfField):
         return float(abs(found - expected) <= Decimal(str(self.tolerance)))
 
 
+def _module(name: str) -> ModuleType:
+    """A module by its name, or a file of Python by its path."""
+    if not name.endswith(".py"):
+        return import_module(name)
+    spec = spec_from_file_location(Path(name).stem, name)
+    assert spec is not None  # as a name that ends in .py always has a loader
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 class Function:
-    """`path` is `module:function`; the function takes the answer and the task's record, and gives a number."""
+    """`path` is `module:function` or `FILE.py:function`; the function takes an answer and its task's record."""
 
     def __init__(self, *, path: str) -> None:
-        module, colon, name = path.partition(":")
+        module, colon, name = path.rpartition(":")
         if not (module and colon and name):
-            raise SettingError("checker.path", path, "module:function")
+            raise SettingError("checker.path", path, "module:function, or FILE.py:function")
         try:
-            found = getattr(import_module(module), name, None)
-        except ImportError as error:
+            found = getattr(_module(module), name, None)
+        except (ImportError, FileNotFoundError, ValueError) as error:
             raise SettingError("checker.path", path, f"a module that can be imported ({error})") from None
         if not callable(found):
             raise SettingError("checker.path", path, f"a function in the module: {module} has no function {name!r}")
@@ -172,7 +191,7 @@ class Function:
 
     def __call__(self, answer: str, task: Content) -> float:
         reward = self._function(answer, task)
-        if not isinstance(reward, bool | int | float) or not math.isfinite(reward):
+        if not isinstance(reward, Real) or not math.isfinite(reward):
             raise InputError(f"{self.path} gave {reward!r}, expected a finite number")
         return float(reward)
 

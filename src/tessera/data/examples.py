@@ -11,12 +11,14 @@ B batch, T time.
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from tessera.data.batches import IGNORE, Batch
+from tessera.data.batch import IGNORE, Batch
+from tessera.data.packing import grouped, pack
 from tessera.data.shuffle import Purpose, permutation
 from tessera.errors import InputError, SettingError
 
@@ -64,6 +66,12 @@ class Fitting:
     n_tokens_cut: int = 0
     too_long: list[str] = field(default_factory=list)
     unlearned: list[str] = field(default_factory=list)
+
+    def leave_out(self, *group: Example) -> None:
+        """Count a group that had been counted as learned from as one in which there is nothing to learn."""
+        self.n_examples -= 1
+        self.n_learned -= sum(example.n_learned for example in group)
+        self.unlearned.append(group[0].where)
 
     def describe(self) -> list[str]:
         """A line for each thing that a person should know."""
@@ -183,6 +191,16 @@ def alone(lengths: Sequence[int], room: int) -> list[list[int]]:
     return [[number] for number in range(len(lengths))]
 
 
+def packed(lengths: Sequence[int], room: int) -> list[list[int]]:
+    """As few rows as best-fit decreasing makes (`tessera.data.packing`); no example is cut.
+
+    >>> packed([3, 5, 2, 4], 7)
+    [[1, 2], [0, 3]]
+    """
+    items, begins = grouped(pack(np.maximum(np.asarray(lengths, dtype=np.int64), 1), room))
+    return [items[first:last].tolist() for first, last in pairwise(begins)]
+
+
 class Shuffled:
     """The numbers 0 .. n - 1 in batches, each once an epoch in an order that (seed, epoch) decides, without end.
 
@@ -240,6 +258,8 @@ class ExampleRows(Shuffled):
         for example in examples:
             if len(example.ids) - 1 > context:
                 raise InputError(f"{example.where}: {len(example.ids)} tokens do not fit a context of {context}")
+            if not example.n_learned:
+                raise InputError(f"{example.where}: nothing of it is learned")
         self.examples = list(examples)
         self.rows = [list(row) for row in arrange([len(example.ids) - 1 for example in examples], context)]
         identity = fingerprint([self.examples[i] for i in row] for row in self.rows)
@@ -253,3 +273,6 @@ class ExampleRows(Shuffled):
         starts = range(0, self.n, self.batch_size)
         rows = [[self.examples[i] for i in row] for row in self.rows]
         return [rows_of(rows[start : start + self.batch_size]) for start in starts]
+
+
+ARRANGEMENTS: dict[str, Arrange] = {"alone": alone, "packed": packed}

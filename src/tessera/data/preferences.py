@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.data.batches import Batch
+from tessera.data.batch import Batch
 from tessera.data.conversations import PLAIN, answered, continuation, encode_chats
 from tessera.data.examples import Example, Fitting, Shuffled, TooLong, Unlearned, fingerprint, fit_groups, rows_of
 from tessera.data.records import Record, read_records
@@ -28,8 +28,10 @@ from tessera.data.templates import with_template
 from tessera.data.turns import Message, answer, conversation, prompt
 from tessera.errors import InputError
 from tessera.tokenizers import Tokenizer
+from tessera.tokenizers.chat import ASSISTANT
 
 LABELS = ("label", "kto_tag")
+MOST_MARGIN = 1e6
 
 
 @dataclass(frozen=True)
@@ -122,12 +124,27 @@ def read_pairs(
     too_long: TooLong = "error",
     unlearned: Unlearned = "error",
 ) -> tuple[list[Pair], Fitting]:
-    """The pairs in some files; two answers that are the same are an error, as nothing can be learned from them."""
-    records = read_records(sources)
+    """The pairs in some files."""
+    settings: dict[str, Any] = {"template": template, "too_long": too_long, "unlearned": unlearned}
+    return pairs_of(read_records(sources), tokenizer, max_tokens=max_tokens, **settings)
+
+
+def pairs_of(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    template: str | Path | None = None,
+    too_long: TooLong = "error",
+    unlearned: Unlearned = "error",
+) -> tuple[list[Pair], Fitting]:
+    """The pairs in some records; of two answers that are the same nothing can be learned."""
+    same = [record.where for record in records if _is_same(record)]
+    if same and unlearned != "skip":
+        raise InputError(_SAME.format(same[0]))
+    records = [record for record in records if not _is_same(record)]
     margins = [_margin(record) for record in records]
     if template == PLAIN:
-        for record in records:
-            _check_different(record.content.get("chosen"), record.content.get("rejected"), record.where)
         chosen, rejected = (
             [continuation(tokenizer, record.content, side, record.where) for record in records]
             for side in ("chosen", "rejected")
@@ -139,7 +156,24 @@ def read_pairs(
         rejected = encode_chats(tokenizer, [answered(given, worse, where) for given, _, worse, where in read])
     groups = zip(chosen, rejected, strict=True)
     numbers, kept, told = fit_groups(groups, max_tokens=max_tokens, too_long=too_long, unlearned=unlearned)
-    return [Pair(one, other, margins[i]) for i, (one, other) in zip(numbers, kept, strict=True)], told
+    told.unlearned += same
+    pairs = []
+    for i, (one, other) in zip(numbers, kept, strict=True):
+        if not np.array_equal(one.ids, other.ids):
+            pairs.append(Pair(one, other, margins[i]))
+        elif unlearned == "skip":
+            told.leave_out(one, other)
+        else:  # what differs was cut off, or the template leaves it out
+            raise InputError(_SAME.format(one.where))
+    return pairs, told
+
+
+_SAME = "{}: 'chosen' and 'rejected' are the same (unlearned = skip leaves it out)"
+
+
+def _is_same(record: Record) -> bool:
+    content = record.content
+    return "chosen" in content and "rejected" in content and content["chosen"] == content["rejected"]
 
 
 def _two_answers(record: Record) -> tuple[list[Message], list[Message], list[Message]]:
@@ -150,24 +184,21 @@ def _two_answers(record: Record) -> tuple[list[Message], list[Message], list[Mes
             raise InputError(f"{record.where}: no field {field!r} (found: {', '.join(record.content)})")
         sides.append(answer(record.content[field], record.where, field))
     chosen, rejected = sides
-    _check_different(chosen, rejected, record.where)
-    if len(chosen) == 1 or any(field in record.content for field in ("prompt", "instruction", "conversations")):
+    if chosen[0]["role"] == rejected[0]["role"] == ASSISTANT:
         return prompt(record), chosen, rejected
+    # Whole conversations: a field "prompt" beside them says once more what they begin with.
     shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
-    if shared == 0:
-        raise InputError(f"{record.where}: no prompt, and 'chosen' and 'rejected' do not begin alike")
+    if shared == 0 or not chosen[shared]["role"] == rejected[shared]["role"] == ASSISTANT:
+        raise InputError(
+            f"{record.where}: no prompt: 'chosen' and 'rejected' are not alike up to an assistant's answer"
+        )
     return chosen[:shared], chosen[shared:], rejected[shared:]
-
-
-def _check_different(chosen: Any, rejected: Any, where: str) -> None:
-    if chosen == rejected:
-        raise InputError(f"{where}: 'chosen' and 'rejected' are the same")
 
 
 def _margin(record: Record) -> float:
     margin = record.content.get("margin", 0.0)
-    if not isinstance(margin, int | float) or not np.isfinite(margin):
-        raise InputError(f"{record.where}: the margin is {margin!r}, expected a number")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= MOST_MARGIN:
+        raise InputError(f"{record.where}: the margin is {margin!r}, expected a number up to {MOST_MARGIN:,.0f}")
     return float(margin)
 
 
@@ -180,22 +211,54 @@ def read_judged(
     too_long: TooLong = "error",
     unlearned: Unlearned = "error",
 ) -> tuple[list[Judged], Fitting]:
-    """The judged answers in some files. The mismatched answer of each is that of the next one."""
-    records = read_records(sources)
+    """The judged answers in some files."""
+    settings: dict[str, Any] = {"template": template, "too_long": too_long, "unlearned": unlearned}
+    return judged_of(read_records(sources), tokenizer, max_tokens=max_tokens, **settings)
+
+
+def judged_of(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    template: str | Path | None = None,
+    too_long: TooLong = "error",
+    unlearned: Unlearned = "error",
+) -> tuple[list[Judged], Fitting]:
+    """The judged answers in some records. The mismatched answer of each is that of the next one."""
     labels = [_label(record) for record in records]
     if len(records) < 2:
         raise InputError(
             f"{records[0].where}: one answer alone has no other to be compared with: two or more are needed"
         )
-    tokenizer = with_template(tokenizer, template)
-    read = [_one_answer(record) for record in records]
-    chats = [
-        [answered(read[i][0], read[(i + shift) % len(read)][1], records[i].where) for i in range(len(read))]
-        for shift in (0, 1)
-    ]
-    groups = zip(*(encode_chats(tokenizer, each) for each in chats), strict=True)
+    encode = _plain_answers if template == PLAIN else _answers
+    groups = zip(*encode(tokenizer if template == PLAIN else with_template(tokenizer, template), records), strict=True)
     numbers, kept, told = fit_groups(groups, max_tokens=max_tokens, too_long=too_long, unlearned=unlearned)
     return [Judged(one, labels[i], other) for i, (one, other) in zip(numbers, kept, strict=True)], told
+
+
+def _answers(tokenizer: Tokenizer, records: Sequence[Record]) -> list[list[Example]]:
+    """Each prompt with its own answer, and with that of the next."""
+    read = [_one_answer(record) for record in records]
+    n = len(read)
+    chats = [[answered(read[i][0], read[(i + shift) % n][1], records[i].where) for i in range(n)] for shift in (0, 1)]
+    return [encode_chats(tokenizer, each) for each in chats]
+
+
+def _plain_answers(tokenizer: Tokenizer, records: Sequence[Record]) -> list[list[Example]]:
+    """The same without a template."""
+    contents = [record.content for record in records]
+    others = [
+        {**own, "completion": following.get("completion")}
+        for own, following in zip(contents, [*contents[1:], contents[0]], strict=True)
+    ]
+    return [
+        [
+            continuation(tokenizer, content, "completion", record.where)
+            for content, record in zip(each, records, strict=True)
+        ]
+        for each in (contents, others)
+    ]
 
 
 def _one_answer(record: Record) -> tuple[list[Message], list[Message]]:

@@ -4,7 +4,7 @@ import glob
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -49,6 +49,31 @@ def name_of(source: str) -> str:
     return _NO_NAME.sub("-", parts[-1].partition(".")[0]).strip("-") or "text"
 
 
+class ExampleSettings(Settings):
+    """How conversations, preferences and tasks are read, for the objectives that learn from these."""
+
+    template: str | None = None
+    """chatml, llama2, llama3, alpaca, none (a prompt and what follows it, as plain text) or a Jinja file; else the
+    model's own."""
+    shape: Literal["auto", "messages", "sharegpt", "alpaca", "prompt"] = "auto"
+    """How a conversation is written; auto sees it by its fields."""
+    learn: Literal["all", "last"] = "all"
+    """All that the assistant says, or its last turn."""
+    max_tokens: PositiveInt | None = None
+    """The most tokens of an example; the model's context if not given."""
+    too_long: Literal["error", "cut", "skip"] = "error"
+    unlearned: Literal["error", "skip"] = "error"
+    """An example in which nothing is learned: an error, or left out and counted."""
+    arrange: Literal["alone", "packed"] = "alone"
+    """A conversation a row, padded; or several to a row, which do not see each other."""
+    held_out: PositiveInt | None = None
+    """So many examples are held out; else the share data.validation."""
+    validation: Sources = Field(default_factory=list)
+    """Files whose examples are held out, and then none of data.source."""
+    epochs: PositiveFloat | None = None
+    """How often all examples are learned from: gives train.steps."""
+
+
 class DataSettings(Settings):
     """What to learn from, what to hold out, and how it is cut into batches."""
 
@@ -68,6 +93,9 @@ class DataSettings(Settings):
     """How rows are drawn: an entry of BATCHES."""
     separate: bool = False
     """Whether the documents in a window do not see each other, as if each stood alone. Packed ones never do."""
+
+    examples: ExampleSettings = ExampleSettings()
+    """For the objectives that learn from conversations, preferences or tasks."""
 
     @property
     def keeps_apart(self) -> bool:

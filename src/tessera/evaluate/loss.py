@@ -22,6 +22,10 @@ from tessera.model.flow import Flow
 from tessera.tokenizers import Tokenizer
 
 CHECKED_TOKENS = 2**20
+COMPRESSORS = {
+    "xz -9e": lambda text: lzma.compress(text, preset=9 | lzma.PRESET_EXTREME),
+    "bz2 -9": lambda text: bz2.compress(text, 9),
+}
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,7 @@ def compressor_bits_per_byte(text: bytes) -> dict[str, float]:
     """What `xz -9e` and `bz2 -9` need for `text`, in bits a byte."""
     if not text:
         raise InputError("there is no held-out text to compress")
-    sizes = {
-        "xz -9e": len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)),
-        "bz2 -9": len(bz2.compress(text, 9)),
-    }
-    return {name: 8 * size / len(text) for name, size in sizes.items()}
+    return {name: 8 * len(compress(text)) / len(text) for name, compress in COMPRESSORS.items()}
 
 
 def holds_text(tokenizer: Tokenizer, prepared: Prepared, text: bytes) -> bool:

@@ -66,6 +66,7 @@ def render(run: Run) -> str:
     parts = [
         f"<header><h1>{title}</h1><div class=soft>{_facts(run)}</div></header>",
         _tiles(run, evaluations),
+        _before_and_after(run),
         _compression(evaluations),
         f"<h2>Loss</h2><figure>{curves(run)}</figure>",
         _samples(run),
@@ -134,7 +135,9 @@ def _newest(evaluations: Sequence[Any]) -> dict[str, Any]:
 def _facts(run: Run) -> str:
     data = run.recipe.get("data", {})
     sources = ", ".join([*data.get("source", []), *(source["name"] for source in data.get("mixture", []))])
-    return html.escape(f"trained on {sources}" if sources else "")
+    base = run.recipe.get("base")
+    begun = f", from {base}" if base else ""
+    return html.escape(f"trained on {sources}{begun}" if sources else "")
 
 
 def _tiles(run: Run, evaluations: Mapping[str, Any]) -> str:
@@ -147,6 +150,21 @@ def _tiles(run: Run, evaluations: Mapping[str, Any]) -> str:
     }
     shown = "".join(f"<div class=tile><b>{value}</b>{name}</div>" for name, value in tiles.items() if value)
     return f"<div class=tiles>{shown}</div>"
+
+
+def _before_and_after(run: Run) -> str:
+    """What was measured of the model that the run began from, and what of the one that it made."""
+    evaluations = run.evaluations()
+    before = {each.name: each.value for each in evaluations if each.step == 0}
+    after = {each.name: each.value for each in evaluations if each.step}
+    both = [name for name in after if name in before]
+    if not both:
+        return ""
+    head = "<tr><td></td><td>before</td><td>after</td></tr>"
+    rows = "".join(
+        f"<tr><td>{html.escape(name)}</td><td>{before[name]:.4f}</td><td>{after[name]:.4f}</td></tr>" for name in both
+    )
+    return f"<h2>Held out, before and after</h2><table>{head}{rows}</table>"
 
 
 def _value(evaluations: Mapping[str, Any], name: str, form: str) -> str | None:

@@ -32,7 +32,8 @@ class Objective(nn.Module, ABC):
     """A model and the data that it learns from; a subclass says the loss in `forward`."""
 
     reads: ClassVar[str] = "documents"
-    """What its batches are made of: documents, conversations, pairs (of answers) or judged (answers)."""
+    """What its batches are made of: documents, conversations, pairs (of answers), judged (answers), or tasks, to which
+    it tries answers of its own."""
 
     def __init__(self, *, model: nn.Module, data: Source) -> None:
         super().__init__()
@@ -50,6 +51,20 @@ class Objective(nn.Module, ABC):
 
         Of the metrics "loss" is what the log calls the loss, where that is only a part of what is made small.
         """
+
+    def held_out(self, rows: Any) -> dict[str, float]:
+        """The figures of `forward` over all of other data that is like its own (`rows.in_order()`): their means over
+        what is learned, as they would be of one batch with all of it. Called in evaluation mode, without gradients."""
+        device = next(self.parameters()).device
+        sums: dict[str, float] = {}
+        n = 0
+        for batch in rows.in_order():
+            _, metrics = self(batch.to(device))
+            n += batch.n_targets
+            for name, value in metrics.items():
+                if not isinstance(value, Tensor) or value.ndim == 0:
+                    sums[name] = sums.get(name, 0.0) + float(value) * batch.n_targets
+        return {name: value / n for name, value in sums.items()}
 
     def updated(self) -> None:
         """Called after each update of the weights, for what a model learns without a gradient."""

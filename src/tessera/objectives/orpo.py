@@ -7,6 +7,7 @@ with P(y) the geometric mean of the token's probabilities: log P = mean log pi.
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ def orpo_loss(chosen_B: Tensor, rejected_B: Tensor, *, beta: float) -> Tensor:
 
 class ORPO(Preference):
     """`beta` is the paper's lambda."""
+
+    needs_reference: ClassVar[bool] = False
 
     def __init__(self, *, model: Decoder, data: Source, beta: float = 0.1) -> None:
         super().__init__(model=model, data=data)

@@ -52,6 +52,8 @@ class Preference(Objective):
 
     model: Decoder
     reads: ClassVar[str] = "pairs"
+    needs_reference: ClassVar[bool] = True
+    """Whether it compares with what the model was before."""
 
     def __init__(self, *, model: Decoder, data: Source, base_only: BaseOnly | None = None) -> None:
         super().__init__(model=model, data=data)
@@ -98,10 +100,10 @@ class Preference(Objective):
 
 
 def margins(first_B: Tensor, second_B: Tensor) -> Metrics:
-    """What is watched of rewards: how often the first one is higher, by how much, and both."""
+    """What is watched of rewards: how often the first one is higher (equal ones: half), by how much, and both."""
     first_B, second_B = first_B.detach(), second_B.detach()
     return {
-        "accuracy": (first_B > second_B).float().mean(),
+        "accuracy": ((first_B > second_B).float() + (first_B == second_B).float() / 2).mean(),
         "margin": (first_B - second_B).mean(),
         "reward_chosen": first_B.mean(),
         "reward_rejected": second_B.mean(),

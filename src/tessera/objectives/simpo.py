@@ -4,6 +4,8 @@ loss = -log s(beta (mean log pi(chosen) - mean log pi(rejected)) - gamma): the r
 token, which is what generation follows, and the better answer has to lead by gamma.
 """
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +26,8 @@ def simpo_loss(
 
 class SimPO(Preference):
     """The paper's beta is 2 to 10, and its gamma 0.3 to 1.6 (table 8)."""
+
+    needs_reference: ClassVar[bool] = False
 
     def __init__(
         self, *, model: Decoder, data: Source, beta: float = 2.0, gamma: float = 1.0, label_smoothing: float = 0.0

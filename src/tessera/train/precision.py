@@ -153,10 +153,13 @@ def products_in_tf32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def choose(choice: Choice, device: torch.device, shape: Shape) -> Precision:
-    """What `train.precision` means for a model of `shape` on `device`; a `SettingError` if the device cannot."""
+def choose(choice: Choice, device: torch.device, shape: Shape, *, exact: bool = False) -> Precision:
+    """What `train.precision` means for a model of `shape` on `device`; a `SettingError` if the device cannot.
+
+    `exact`: on a CPU auto stays with fp32, for what compares the model with what it was a moment ago.
+    """
     if choice == "auto":
-        return _measured(device, shape, torch.get_num_threads())
+        return _measured(device, shape, torch.get_num_threads(), exact)
     if choice != "fp32":
         _check_runs(choice, device, shape)
     return Precision(choice, reason="asked for")
@@ -205,7 +208,7 @@ def _check_int8(device: torch.device, shape: Shape) -> None:
 
 
 @lru_cache
-def _measured(device: torch.device, shape: Shape, threads: int) -> Precision:
+def _measured(device: torch.device, shape: Shape, threads: int, exact: bool) -> Precision:
     """The fastest on this machine, with the figures as the reason. `threads` is a part of the machine."""
     if device.type not in ROWS:
         return Precision(reason=f"nothing else is tried on {device.type}")
@@ -215,6 +218,8 @@ def _measured(device: torch.device, shape: Shape, threads: int) -> Precision:
     best, best_seconds = FP32, fp32
     said = [f"fp32 {_ms(fp32)}"]
     for candidate in _candidates(device, shape):
+        if exact and device.type == "cpu" and candidate.name != "fp32":
+            continue
         if candidate.onednn and not _onednn_is_exact(shape):
             said.append("fp32 through oneDNN not tried, as it rounds to bf16 here")
             continue

@@ -1,0 +1,136 @@
+"""The model at any place: a run, a Hugging Face folder, a GGUF or safetensors file, `hf:OWNER/NAME`.
+
+A run that learned adapters holds nothing of the model below them: that is opened from where it was, checked by its
+sha256, and comes with the adapters merged into it: a model like any other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tessera.adapt import ADAPTERS, build_quantized, merge_and_remove
+from tessera.config import Spec, build, check
+from tessera.errors import InputError, SettingError
+from tessera.formats import ModelSource, open_model
+from tessera.formats.hub import local_path
+from tessera.model.decoder import Decoder
+from tessera.model.settings import DecoderSettings
+from tessera.objectives.reward import ValueHead
+from tessera.store.checkpoints import Loaded
+from tessera.store.folder import is_run
+from tessera.store.run import Run
+from tessera.tokenizers import Tokenizer, tokenizer_from_json
+
+
+@dataclass
+class RunSource(ModelSource):
+    """A checkpoint of a run."""
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    """As they were written, mapped into memory: they are read when they are needed, and changes stay in memory."""
+
+
+def open_any(path: str | Path, *, step: int | None = None) -> ModelSource:
+    """The model at any place that `LM.load` takes, not yet read."""
+    local = local_path(path)
+    if not local.exists():
+        raise InputError(f"{path}: no such run, folder or file")
+    if holds_run(local):
+        return _open_run(local, step)
+    if local.is_dir() and not (local / "config.json").is_file():
+        raise InputError(f"{path} is neither a run (a folder with run.db) nor a model's folder (with config.json)")
+    if step is not None:
+        raise SettingError("step", step, f"no step: {path} is not a run, so it has one state only")
+    return open_model(local)
+
+
+def holds_run(path: Path) -> bool:
+    """Whether what is at the path is a run: its folder, or its run.db."""
+    return is_run(path) if path.is_dir() else path.suffix == ".db"
+
+
+def open_base(base: str | Path, *, beside: Path | None = None) -> ModelSource:
+    """The model that a run began from; where its place is empty, one of that name in the folder `beside` is taken."""
+    if beside is not None and not local_path(base).exists() and (beside / Path(base).name).exists():
+        base = beside / Path(base).name
+    return open_any(base)
+
+
+def build_base(source: ModelSource, adapt: Spec | None) -> Decoder:
+    """The model of a source in fp32, with the adapters of `adapt` in it, on a base as that says."""
+    if adapt is None:
+        return source.build()
+    lora = build(ADAPTERS, adapt, path="adapt")
+    model = source.build() if lora.base == "fp32" else build_quantized(source, lora.base)
+    lora(model)
+    return model
+
+
+def open_tokenizer(base: str | Path) -> Tokenizer:
+    """The tokenizer that came with a model."""
+    source = open_any(base)
+    if source.tokenizer is None:
+        raise InputError(f"{base}: there is no tokenizer with the model, so no text can be given to it")
+    return source.tokenizer
+
+
+def open_reward(path: str | Path) -> tuple[Decoder, ValueHead, Tokenizer]:
+    """The model, the head and the tokenizer of a run that has learned a reward."""
+    local = local_path(path)
+    if not (local.exists() and holds_run(local)):
+        raise InputError(f"{path}: no run; a reward model is one that tessera reward has trained")
+    source = open_any(local)
+    with Run.open(local) as run:
+        loaded = run.checkpoints.read(None, prefix="head")
+    found = {name.removeprefix("head."): tensor for name, tensor in loaded.tensors.items()}
+    head = ValueHead(d_model=source.settings.d_model)
+    if source.tokenizer is None or set(found) != set(head.state_dict()):
+        raise InputError(f"{path}: the run has no reward head; a reward model is one that tessera reward has trained")
+    head.load_state_dict(found)
+    return source.build(), head.eval(), source.tokenizer
+
+
+def _open_run(path: Path, step: int | None) -> RunSource:
+    with Run.open(path) as run:
+        tokenizer = tokenizer_from_json(run.tokenizer_json)
+        recipe, folder = run.recipe, run.path
+        settings = check(DecoderSettings, recipe["model"])
+        loaded = run.checkpoints.read(step, prefix="model")
+    if recipe.get("adapt") is not None:
+        tensors = _merged(recipe, loaded, folder)
+    else:
+        tensors = {name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()}
+
+    def read(name: str, dtype: torch.dtype) -> Tensor:
+        tensor = tensors[name]
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return RunSource(
+        family="tessera",
+        settings=settings,
+        n_vocab=recipe.get("n_vocab") or tokenizer.n_vocab,
+        tokenizer=tokenizer,
+        names=list(tensors),
+        read=read,
+        path=path,
+        notes=[f"skipped {line}" for line in loaded.skipped],
+        tensors=tensors,
+    )
+
+
+def _merged(recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> dict[str, Tensor]:
+    """The weights of a run's base with what its adapters have learned."""
+    try:
+        base = open_base(recipe["base"], beside=folder.parent)
+    except InputError as error:
+        raise InputError(
+            f"{folder}: the run has adapters only, and the model below them cannot be opened: {error}"
+        ) from None
+    model = build_base(base, Spec.read(recipe["adapt"]))
+    model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()})
+    merge_and_remove(model)
+    return dict(model.state_dict())

@@ -1,0 +1,88 @@
+"""Who says how good an answer is: a rule that checks it, or a model that learned it from preferences.
+
+A judge sees of each answer its task, the ids of prompt and answer (with the end token, if there is one), and the
+answer's text, and gives a number.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tessera.data.checkers import Checker, Task
+from tessera.errors import InputError
+from tessera.generate.engine import evaluating
+from tessera.model.decoder import Decoder
+from tessera.objectives.reward import ValueHead
+
+AT_ONCE = 32
+"""Answers that a reward model reads together."""
+
+
+class Judge(Protocol):
+    def __call__(
+        self,
+        tasks: Sequence[Task],
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        texts: Sequence[str],
+    ) -> list[float]:
+        """The reward of each answer."""
+
+
+class CheckerJudge:
+    """A rule, which reads the text alone."""
+
+    def __init__(self, checker: Checker) -> None:
+        self.checker = checker
+
+    def __call__(
+        self,
+        tasks: Sequence[Task],
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        texts: Sequence[str],
+    ) -> list[float]:
+        return [self.checker(text, task.content) for text, task in zip(texts, tasks, strict=True)]
+
+
+class ModelJudge:
+    """A reward model: what `head` reads at the last token of prompt and answer. The text is not looked at."""
+
+    def __init__(self, model: Decoder, head: ValueHead) -> None:
+        self.model, self.head = model, head
+
+    def __call__(
+        self,
+        tasks: Sequence[Task],
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        texts: Sequence[str],
+    ) -> list[float]:
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        longest = max(map(len, rows), default=0)
+        if longest > self.model.context:
+            raise InputError(
+                f"an answer with its prompt is {longest} tokens long and the reward model's context is "
+                f"{self.model.context}: let answers be shorter (max_tokens)"
+            )
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        rewards = [0.0] * len(rows)
+        for start in range(0, len(rows), AT_ONCE):
+            numbers = order[start : start + AT_ONCE]
+            for i, reward in zip(numbers, self._read([rows[i] for i in numbers]), strict=True):
+                rewards[i] = reward
+        return rewards
+
+    @torch.no_grad()
+    def _read(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """What stands behind an answer it does not see, so that any id will do as padding."""
+        device = self.model.head_weight.device
+        lengths_B = torch.tensor([len(row) for row in rows], device=device)
+        width = int(lengths_B.max())
+        ids_BT: Tensor = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=device)
+        with evaluating(self.model):
+            h_BTD = self.model.hidden(ids_BT)
+        last_BD = h_BTD[torch.arange(len(rows), device=device), lengths_B - 1]
+        return self.head(last_BD).float().tolist()
