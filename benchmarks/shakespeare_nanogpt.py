@@ -5,11 +5,7 @@ config/train_shakespeare_char.py and train.py say beside it). Its 2,000 steps do
 fit, and the rate comes down over them, which gives it more than its README does.
 """
 
-import contextlib
-import importlib.util
-import io
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks import nanogpt
+
 CONTEXT, BATCH, WARMUP = 64, 12, 100
 RATE, LOWEST, DECAY, BETAS, CLIP = 1e-3, 1e-4, 0.1, (0.9, 0.99), 1.0
-SHAPE = {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0, "bias": False}
+SHAPE = {"n_layers": 4, "n_heads": 4, "d_model": 128}
 MEASURED = 30
 
 
@@ -42,10 +40,8 @@ def train(folder: Path, text: str, *, seconds: float, seed: int) -> Trained:
     ids = {character: i for i, character in enumerate(sorted(set(text)))}
     ids_N = torch.tensor([ids[character] for character in text])
     cut = int(0.9 * len(ids_N))
-    with contextlib.redirect_stdout(io.StringIO()):
-        module = _module(folder / "model.py")
-        model = module.GPT(module.GPTConfig(block_size=CONTEXT, vocab_size=len(ids), **SHAPE)).train()
-        optimizer = model.configure_optimizers(DECAY, RATE, BETAS, "cpu")
+    model = nanogpt.gpt(folder, context=CONTEXT, n_vocab=len(ids), **SHAPE)
+    optimizer = nanogpt.optimizer(model, decay=DECAY, lr=RATE, betas=BETAS)
     start = time.perf_counter()
     step, steps = 0, 2000
     while (spent := time.perf_counter() - start) < seconds and step < steps:
@@ -87,13 +83,3 @@ def full_loss(model: Callable[..., Any], ids_N: Tensor) -> float:
         window_S = ids_N[start : start + CONTEXT + 1]
         total += float(model(window_S[None, :-1], window_S[None, 1:])[1]) * (len(window_S) - 1)
     return total / (len(ids_N) - 1)
-
-
-def _module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise SystemExit(f"--nanogpt: there is no {path}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module  # its dataclass looks itself up
-    spec.loader.exec_module(module)
-    return module

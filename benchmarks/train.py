@@ -60,7 +60,7 @@ class Options:
 def contestants(size: str, shape: Shape, ours: Precision, options: Options) -> dict[str, Callable[[], TrainStep]]:
     """Who takes part, as what makes its step. The main peer runs compiled and in our precision as well."""
     found: dict[str, Callable[[], TrainStep]] = {AS_SHIPPED: lambda: tessera(shape, ours)}
-    if (plain := best_fp32()) != ours and not (ours.name == "fp32" and ours.onednn == plain.onednn):
+    if (plain := best_fp32()).onednn != ours.onednn or ours.name != "fp32":
         found[IN_FP32] = lambda: tessera(shape, plain)
 
     def of_peer(peer: Peer, way: Way) -> Callable[[], TrainStep]:

@@ -4,10 +4,6 @@ A step returns how to read its loss, and does not wait for it: neither of the tw
 line.
 """
 
-import contextlib
-import importlib.util
-import io
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import nanogpt as karpathys
 from benchmarks.train_ours import Nothing, decoder
-from benchmarks.train_peers import NotHereError
 from benchmarks.train_shapes import BETAS, CLIP, DECAY, LR, Shape
 from benchmarks.train_weights import gpt2_weights
 from tessera.data.batches import Batch
@@ -72,19 +68,15 @@ def nanogpt(
     shape: GpuShape, folder: Path | None, precision: Precision, device: torch.device, *, compiled: bool
 ) -> TrainStep:
     """Karpathy's nanoGPT, from a folder with its model.py: its optimizer, its autocast, its clipping."""
-    module = _module(folder)
-    config = module.GPTConfig(
-        block_size=shape.context,
-        vocab_size=shape.padded,
-        n_layer=shape.n_layers,
-        n_head=shape.n_heads,
-        n_embd=shape.d_model,
-        dropout=0.0,
-        bias=False,
-    )
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = module.GPT(config).train().to(device)
-        optimizer = model.configure_optimizers(DECAY, LR, BETAS, device.type)
+    model = karpathys.gpt(
+        folder,
+        context=shape.context,
+        n_vocab=shape.padded,
+        n_layers=shape.n_layers,
+        n_heads=shape.n_heads,
+        d_model=shape.d_model,
+    ).to(device)
+    optimizer = karpathys.optimizer(model, decay=DECAY, lr=LR, betas=BETAS, device=device.type)
     model.load_state_dict(gpt2_weights(decoder(shape).state_dict(), transposed=False), strict=False)
     forward = torch.compile(model) if compiled else model
     own = Precision("bf16") if precision.name == "fp8" else precision
@@ -101,16 +93,3 @@ def nanogpt(
         return lambda: loss.item()
 
     return take
-
-
-def _module(folder: Path | None) -> Any:
-    if folder is None:
-        raise NotHereError("no folder is given (--nanogpt)")
-    if not (path := folder / "model.py").is_file():
-        raise NotHereError(f"there is no {path}")
-    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["nanogpt_model"] = module
-    spec.loader.exec_module(module)
-    return module

@@ -5,7 +5,7 @@ kind of GELU; from the same weights the two have the same losses. Nothing of Tes
 """
 
 import contextlib
-import importlib.util
+import importlib
 import io
 import sys
 from abc import ABC, abstractmethod
@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import nanogpt
+from benchmarks.nanogpt import NotHereError
 from benchmarks.train_shapes import BETAS, CLIP, DECAY, LR, Rows, Shape, TrainStep
 from benchmarks.train_weights import (
     LITGPT,
@@ -33,10 +35,6 @@ from benchmarks.train_weights import (
 )
 
 LossOf = Callable[[Rows], Tensor]
-
-
-class NotHereError(Exception):
-    """A peer that cannot take part, and why."""
 
 
 @dataclass(frozen=True)
@@ -134,35 +132,18 @@ class NanoGpt(Peer):
             raise NotHereError("it has GPT-2's block alone")
         return shape
 
-    def _module(self) -> Any:
-        if self.folder is None:
-            raise NotHereError("no folder is given (--nanogpt)")
-        path = self.folder / "model.py"
-        if not path.is_file():
-            raise NotHereError(f"there is no {path}")
-        spec = importlib.util.spec_from_file_location("nanogpt_model", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["nanogpt_model"] = module
-        spec.loader.exec_module(module)
-        return module
-
     def model(self, shape: Shape) -> nn.Module:
-        module = self._module()
-        config = module.GPTConfig(
-            block_size=shape.context,
-            vocab_size=shape.n_vocab,
-            n_layer=shape.n_layers,
-            n_head=shape.n_heads,
-            n_embd=shape.d_model,
-            dropout=0.0,
-            bias=False,
+        return nanogpt.gpt(
+            self.folder,
+            context=shape.context,
+            n_vocab=shape.n_vocab,
+            n_layers=shape.n_layers,
+            n_heads=shape.n_heads,
+            d_model=shape.d_model,
         )
-        return module.GPT(config)
 
-    def optimizer(self, model: Any) -> torch.optim.Optimizer:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return model.configure_optimizers(DECAY, LR, BETAS, "cpu")
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return nanogpt.optimizer(model, decay=DECAY, lr=LR, betas=BETAS)
 
     def weights(self, shape: Shape, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return gpt2_weights(own, transposed=False)

@@ -6,41 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks import shakespeare_char, shakespeare_nanogpt
+from tests.nanogpt_form import make_nanogpt
 
 LINES = "ROMEO:\nBut soft, what light through yonder window breaks?\n\nJULIET:\nAy me!\n\n"
-PEER = '''
-from dataclasses import dataclass
-
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-
-@dataclass
-class GPTConfig:
-    block_size: int
-    vocab_size: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    dropout: float
-    bias: bool
-
-
-class GPT(nn.Module):
-    """What follows a character, and nothing else: of nanoGPT's form."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.table = nn.Embedding(config.vocab_size, config.vocab_size)
-
-    def configure_optimizers(self, decay, lr, betas, device):
-        return torch.optim.AdamW(self.parameters(), lr=lr, betas=betas, weight_decay=decay)
-
-    def forward(self, ids, targets):
-        logits = self.table(ids)
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-'''
 
 
 @pytest.fixture
@@ -52,9 +20,7 @@ def small_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_both_are_trained_for_the_time_given_and_the_figures_are_flat(small_text: Path, tmp_path: Path) -> None:
-    (tmp_path / "peer").mkdir()
-    (tmp_path / "peer" / "model.py").write_text(PEER)
-    figures = shakespeare_char.measure_fast(0.02, seeds=(1, 2), nanogpt=tmp_path / "peer")
+    figures = shakespeare_char.measure_fast(0.02, seeds=(1, 2), nanogpt=make_nanogpt(tmp_path / "peer"))
     assert all(isinstance(value, int | float) for value in figures.values())
     for seed in (1, 2):
         assert figures[f"steps_seed{seed}"] >= 1

@@ -10,27 +10,9 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from tests.small import SMALL, TEXT
 
 from tessera.cli.main import main
-
-TEXT = "".join(f"{i}: the quick brown fox jumps over {i * i % 87} lazy dogs\n" for i in range(120))
-SMALL = (
-    "tokenizer=byte",
-    "model.d_model=16",
-    "model.n_layers=1",
-    "model.n_heads=2",
-    "model.context=16",
-    "train.batch_size=2",
-    "train.steps=6",
-    "train.save_every=2",
-    "train.eval_every=3",
-    "train.eval_tokens=64",
-    "train.keep=3",
-    "train.threads=1",
-    "train.device=cpu",
-    "schedule.warmup=1",
-    "sample.sampling.max_tokens=8",
-)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import SMALL, Tessera
+from tests.cli.conftest import Tessera
+from tests.small import SMALL
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import SMALL
+from tests.small import SMALL
 
 
 @pytest.mark.parametrize(("steps", "said"), [(6, "no profile: it needs 7 steps"), (8, "MFU ")])

@@ -5,38 +5,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from tests.small import EXACT, TEXT
 
 from tessera.errors import TesseraError
 from tessera.store.run import Run
 
-SMALL = (
-    "tokenizer=byte",
-    "model.d_model=16",
-    "model.n_layers=1",
-    "model.n_heads=2",
-    "model.context=16",
-    "train.batch_size=3",
-    "train.steps=6",
-    "train.save_every=2",
-    "train.eval_every=3",
-    "train.eval_tokens=64",
-    "train.keep=3",
-    "train.threads=1",
-    "train.device=cpu",
-    "train.precision=fp32",
-    "schedule.warmup=1",
-    "sample.sampling.max_tokens=4",
-)
+T = TypeVar("T")
+SMALL = (*EXACT, "train.batch_size=3", "sample.sampling.max_tokens=4")
 ENDLESS = ("train.steps=1000000", "train.eval_every=0")
 
 
 def write_text(folder: Path) -> Path:
     path = folder / "text.txt"
-    path.write_text("".join(f"{i}: the quick brown fox jumps over {i * i % 87} lazy dogs\n" for i in range(120)))
+    path.write_text(TEXT)
     return path
 
 
@@ -110,13 +96,22 @@ def children(pid: int) -> dict[int, int]:
 
 def wait_for_step(path: Path, started: Iterable[subprocess.Popen[str]], above: int = 0) -> int:
     """Until the run has noted a step later than `above`; which."""
+
+    def last(opened: Run) -> int | None:
+        noted = opened.metrics("loss")
+        return int(noted[-1][0]) if noted and noted[-1][0] > above else None
+
+    return wait_for(last, path, started)
+
+
+def wait_for(look: Callable[[Run], T | None], path: Path, started: Iterable[subprocess.Popen[str]]) -> T:
+    """Until there is something to be seen in the run; what."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         with suppress(TesseraError), Run.open(path) as opened:  # it may not be there yet
-            noted = opened.metrics("loss")
-            if noted and noted[-1][0] > above:
-                return int(noted[-1][0])
+            if (found := look(opened)) is not None:
+                return found
         for process in started:
             assert process.poll() is None, f"it ended: {process.communicate()}"
         time.sleep(0.05)
-    raise AssertionError(f"no step after {above} was made")
+    raise AssertionError(f"{path}: nothing was seen in time")

@@ -1,5 +1,9 @@
 """Products in 8 bits: exact integers, roundings within half a step, gradients close to those in fp32, NaN where due."""
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +144,33 @@ def test_any_number_of_threads_gives_the_same(way: str) -> None:
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_child_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch itself keeps to one thread, as its own do not outlive a fork either."""
+    if int8.compiled_kernels() is None:
+        pytest.skip("numba is not installed")
+    assert torch.get_num_threads() == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x, weight = random(2048, 128), random(64, 128, seed=1)
+    (expected,) = int8_linears(x, [(weight, None)])
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            (y,) = int8_linears(x, [(weight, None)])
+            status = 0 if torch.equal(y, expected) else 2
+        finally:
+            os._exit(status)
+    deadline = time.monotonic() + 30
+    while (ended := os.waitpid(pid, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        pytest.fail("it waits for threads that are not there")
+    assert os.waitstatus_to_exitcode(ended[1]) == 0
 
 
 @pytest.mark.parametrize("activation", [Relu(), SquaredRelu(), Silu(), Gelu("tanh"), Gelu("none")], ids=repr)

@@ -6,36 +6,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tests.small import EXACT, TEXT
 
 from tessera import job
 from tessera.recipe import load_recipe
 
-TEXT = "".join(f"{i}: the quick brown fox jumps over {i * i % 87} lazy dogs\n" for i in range(120))
-SMALL = (
-    "tokenizer=byte",
-    "model.d_model=16",
-    "model.n_layers=1",
-    "model.n_heads=2",
-    "model.context=16",
-    "train.batch_size=2",
-    "train.steps=6",
-    "train.save_every=2",
-    "train.eval_every=3",
-    "train.eval_tokens=64",
-    "train.keep=3",
-    "train.threads=1",
-    "train.device=cpu",
-    "train.precision=fp32",
-    "schedule.warmup=1",
-    "sample.sampling.max_tokens=8",
-)
 PROGRAM = "from tessera.cli.main import main; main()"
 
 
 @pytest.fixture(scope="session")
 def small() -> Sequence[str]:
     """Overrides that make a run of a second."""
-    return SMALL
+    return EXACT
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, text_file: Path) -> Calla
     def get(store: str) -> Path:
         if store not in made:
             made[store] = tmp_path_factory.mktemp(store) / "run"
-            recipe = load_recipe(None, [*SMALL, f"store={store}"], sources=[str(text_file)])
+            recipe = load_recipe(None, [*EXACT, f"store={store}"], sources=[str(text_file)])
             job.train(recipe, made[store]).run.close()
         return made[store]
 

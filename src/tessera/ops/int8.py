@@ -15,6 +15,7 @@ The sums are exact, in int32: the same on every machine, for any number of threa
 import importlib
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -77,6 +78,10 @@ def is_exact() -> bool:
 @lru_cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads - 1, thread_name_prefix="int8")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # no thread lives on there: its work would never be done
 
 
 def _by_parts(n_rows: int, n_numbers: int, action: Callable[[int, int, int], None]) -> None:

@@ -153,9 +153,9 @@ class Index:
             _seal(connection)
 
     def abandon_after(self, step: int) -> None:
-        """Those of later steps are left behind."""
+        """Those of later steps are left behind; that of `step`, if it was, no more."""
         with self.database.transaction() as connection:
-            connection.execute("UPDATE checkpoints SET abandoned = 1 WHERE step > ?", (step,))
+            connection.execute("UPDATE checkpoints SET abandoned = (step > ?) WHERE step >= ?", (step, step))
             _seal(connection)
 
     def best(self) -> int | None:

@@ -14,6 +14,8 @@ import os
 import re
 import signal
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +35,10 @@ TIMEOUT = timedelta(minutes=10)
 """Of one exchange: the longest that a process may be behind another, as while the first one writes a checkpoint."""
 PATIENCE = timedelta(days=7)
 """The same where the others wait for what only the first one does: to prepare a corpus may take as long as it takes."""
+PAUSE = 0.02
+"""Seconds between two looks at the store."""
+NAME = "tessera/start"
+"""Where the name of the newest start is in the store."""
 PLACE_IN_SOURCE = re.compile(r"^\[[^\]]*\.\w+:\d+\] *")
 """With which gloo begins what it says."""
 PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -215,7 +221,7 @@ def joined(device: str) -> Iterator[World]:
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=dist.PrefixStore(_this_start(store, rank, size), store),
         rank=rank,
         world_size=size,
         timeout=TIMEOUT,
@@ -226,6 +232,30 @@ def joined(device: str) -> Iterator[World]:
         yield Group(rank=rank, size=size, local_size=local_size, patient=patient)
     finally:
         dist.destroy_process_group()
+
+
+def _this_start(store: dist.Store, rank: int, size: int) -> str:
+    """A name that only the processes of this start have for it.
+
+    torchrun keeps its store when it starts them again, and with it the addresses of those that were ended, with which
+    nobody is to connect. Its count of restarts is not the same on all machines, so the first process draws a name, and
+    one that finds its own place in it taken has read the name of an earlier start.
+    """
+    if rank == 0:
+        name = uuid.uuid4().hex
+        store.set(NAME, name)
+        store.wait([f"{name}/{other}" for other in range(1, size)], TIMEOUT)
+        store.set(f"{name}/all", "")
+        return name
+    name, is_ours, deadline = "", False, time.monotonic() + TIMEOUT.total_seconds()
+    while not (is_ours and store.check([f"{name}/all"])):
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"process {rank} of {size} waited {TIMEOUT} for the first one")
+        latest = store.get(NAME).decode()
+        if latest != name:
+            name, is_ours = latest, store.add(f"{latest}/{rank}", 1) == 1
+        time.sleep(PAUSE)
+    return name
 
 
 def leave(code: int) -> NoReturn:
