@@ -11,12 +11,14 @@ from rich.table import Table
 
 from tessera.cli.console import console, show_table, size
 from tessera.cli.preview import preview
+from tessera.cli.reflect import reflect
 
 app = typer.Typer(
     help="Text: prepare it for training, count it, download it, see what is learned of it and what a run has read.",
     no_args_is_help=True,
 )
 app.command()(preview)
+app.command()(reflect)
 
 Sources = Annotated[list[str], typer.Argument(help="Files, folders, globs or named corpora.")]
 Inputs = Annotated[list[str], typer.Argument(help="Files, folders, globs or named corpora, and a.b=c overrides.")]

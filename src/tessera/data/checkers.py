@@ -156,7 +156,9 @@ class Number(_OfField):
         found, expected = number_in(answer), number_in(self.expected(task))
         if found is None or expected is None:
             return 0.0
-        return float(abs(found - expected) <= Decimal(str(self.tolerance)))
+        # No arithmetic on what a model says: its number may be longer than any that can be subtracted.
+        tolerance = Decimal(str(self.tolerance))
+        return float(found == expected or expected - tolerance <= found <= expected + tolerance)
 
 
 def _module(name: str) -> ModuleType:

@@ -84,7 +84,8 @@ def continuation(tokenizer: Tokenizer, content: Any, field: str, where: str) -> 
     prompt, said = content.get("prompt"), content.get(field)
     for name, value in (("prompt", prompt), (field, said)):
         if not isinstance(value, str):
-            raise InputError(f"{where}: {name!r} is a {type(value).__name__}: without a template it has to be a text")
+            found = "missing" if value is None else f"a {type(value).__name__}"
+            raise InputError(f"{where}: {name!r} is {found}: without a template it has to be a text")
     if not said.strip():
         raise InputError(f"{where}: {field!r} is empty")
     if tokenizer.end_id is None:

@@ -10,8 +10,10 @@ The ids are those of the whole conversation, as `encode_chat` gives them. A toke
 assistant says is learned.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 from tessera.data.turns import Message
@@ -39,24 +41,21 @@ class Chat:
         return [i for i, each in enumerate(self.messages) if i >= self.n_given and each["role"] == ASSISTANT]
 
 
-def encode_learned(
-    tokenizer: Tokenizer, chats: Sequence[Chat], *, require_end: bool = True
-) -> list[tuple[list[int], list[bool]]]:
+def encode_learned(tokenizer: Tokenizer, chats: Sequence[Chat]) -> list[tuple[list[int], list[bool]]]:
     """The ids of each conversation, and of each id whether it is learned.
 
-    With `require_end` it is an `InputError` if an answer has no end token that is learned: a model that never sees one
-    never stops.
+    An answer without an end token that is learned is an `InputError`: a model that never sees one never stops.
     """
     made: list[tuple[list[int], list[bool]]] = []
     for start in range(0, len(chats), AT_ONCE):
-        made += _encode(tokenizer, chats[start : start + AT_ONCE], require_end)
+        made += _encode(tokenizer, chats[start : start + AT_ONCE])
     return made
 
 
-def _encode(tokenizer: Tokenizer, chats: Sequence[Chat], require_end: bool) -> list[tuple[list[int], list[bool]]]:
+def _encode(tokenizer: Tokenizer, chats: Sequence[Chat]) -> list[tuple[list[int], list[bool]]]:
     """The same for a few; the conversation that is refused is found by halves, as the template says nothing of it."""
     try:
-        writer = _Writer(tokenizer, chats, require_end)
+        writer = _Writer(tokenizer, chats)
         return [writer.encode(i) for i in range(len(chats))]
     except FormatError:
         raise  # of the template, whatever the conversation
@@ -65,15 +64,15 @@ def _encode(tokenizer: Tokenizer, chats: Sequence[Chat], require_end: bool) -> l
             where = chats[0].where
             raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from None
         half = len(chats) // 2
-        first = _encode(tokenizer, chats[:half], require_end)
-        return first + _encode(tokenizer, chats[half:], require_end)
+        first = _encode(tokenizer, chats[:half])
+        return first + _encode(tokenizer, chats[half:])
 
 
 class _Writer:
     """The texts of some conversations, and where in them the assistant speaks."""
 
-    def __init__(self, tokenizer: Tokenizer, chats: Sequence[Chat], require_end: bool) -> None:
-        self.tokenizer, self.chats, self.require_end = tokenizer, chats, require_end
+    def __init__(self, tokenizer: Tokenizer, chats: Sequence[Chat]) -> None:
+        self.tokenizer, self.chats = tokenizer, chats
         self.transcripts = Transcripts(tokenizer, [chat.messages for chat in chats])
         self.blocks = self.transcripts.has_blocks
         texts = self.transcripts.texts([chat.messages for chat in chats], blocks=self.blocks)
@@ -93,7 +92,7 @@ class _Writer:
             spans = [self._span(n, i, ends) for i in self.chats[n].turns]
         else:
             given = min((start for (m, _), start in self.starts.items() if m == n), default=0)
-            spans = [span for span in spans if span[1] > max(given, span[0])]
+            spans = [span for span in spans if span[1] > max(given, span[0])] if self.chats[n].turns else []
             self._check_blocks(n, spans, ends)
         return encode_spans(self.tokenizer, parts, spans)
 
@@ -101,18 +100,22 @@ class _Writer:
         """The text as it is, and what the template's blocks wrote of it."""
         if not self.blocks:
             return text, []
-        clean, spans, opened, length = [], [], 0, 0
-        for i, piece in enumerate(text.replace(self.transcripts.closes, self.transcripts.opens).split(self._opens)):
-            clean.append(piece)
-            if i % 2:
-                spans.append((opened, opened + len(piece)))
-            length += len(piece)
-            opened = length
+        opens, closes = self.transcripts.opens, self.transcripts.closes
+        clean, spans, depth, length, opened = [], [], 0, 0, 0
+        for piece in re.split(f"([{opens}{closes}])", text):
+            if piece == opens:
+                opened, depth = (opened if depth else length), depth + 1
+            elif piece == closes:
+                depth -= 1
+                spans += [] if depth else [(opened, length)]
+            else:
+                clean.append(piece)
+                length += len(piece)
+            if depth < 0:
+                break
+        if depth:
+            raise FormatError("chat template", "it cuts into what a generation block of it wrote")
         return "".join(clean), spans
-
-    @property
-    def _opens(self) -> str:
-        return self.transcripts.opens
 
     def _starts(self, asked: Sequence[tuple[int, int]]) -> dict[tuple[int, int], int]:
         """Where in its conversation's text each turn begins: after the prompt for it, or else with its content."""
@@ -151,12 +154,10 @@ class _Writer:
         for opened, closed in ends:
             if start <= opened and closed <= limit:
                 return start, closed
-        if self.require_end:
-            raise InputError(f"{self.chats[n].where}: {_NO_END} after message {i + 1}, {self._known()}")
-        return start, limit
+        raise InputError(f"{self.chats[n].where}: {_NO_END} after message {i + 1}, {self._known()}")
 
     def _check_blocks(self, n: int, spans: Sequence[Span], ends: Sequence[Span]) -> None:
-        for start, end in spans if self.require_end else ():
+        for start, end in spans:
             if not any(start <= opened and closed <= end for opened, closed in ends):
                 raise InputError(
                     f"{self.chats[n].where}: {_NO_END} inside its generation block, {self._known()}: "
@@ -195,16 +196,17 @@ def encode_spans(
     ids: list[int] = []
     learned: list[bool] = []
     place = 0
-    for part, special in parts:
+    for number, (part, special) in enumerate(parts):
+        encode = partial(_encode_after, tokenizer, [] if special else parts[max(number - 1, 0) : number])
         inside = [
             (max(start - place, 0), min(end - place, len(part)))
             for start, end in spans
             if start < place + len(part) and place < end
         ]
-        made = [tokenizer.specials[part]] if special else tokenizer.encode_ordinary(part)
+        made = [tokenizer.specials[part]] if special else encode(part)
         flags = [special and bool(inside)] * len(made)
         for start, end in [] if special else inside:
-            first, last = _tokens_of(tokenizer, part, made, start, end)
+            first, last = _tokens_of(tokenizer, part, made, start, end, encode)
             flags[first:last] = [True] * (last - first)
         ids += made
         learned += flags
@@ -212,8 +214,15 @@ def encode_spans(
     return ids, learned
 
 
-def _tokens_of(tokenizer: Tokenizer, text: str, ids: Sequence[int], start: int, end: int) -> tuple[int, int]:
-    """The tokens (from, to) of an ordinary text that hold its characters from `start` to `end`."""
+def _encode_after(tokenizer: Tokenizer, before: Sequence[tuple[str, bool]], text: str) -> list[int]:
+    """The ids of a text: some kinds write the beginning of all in another way than what follows a special token."""
+    return tokenizer.encode_split([*before, (text, False)])[len(before) :]
+
+
+def _tokens_of(
+    tokenizer: Tokenizer, text: str, ids: Sequence[int], start: int, end: int, encode: Callable[[str], list[int]]
+) -> tuple[int, int]:
+    """The tokens (from, to) of an ordinary text, encoded so, that hold its characters from `start` to `end`."""
     pieces = [tokenizer.token_bytes(id) for id in ids]
     joined, raw = tokenizer.separator.join(pieces), text.encode()
     if joined.endswith(raw):  # what a tokenizer puts in front, such as a space, belongs to the first token
@@ -223,13 +232,13 @@ def _tokens_of(tokenizer: Tokenizer, text: str, ids: Sequence[int], start: int, 
         first = 0 if start == 0 else sum(e <= low for e in ends)
         return first, sum(e < high for e in ends) + 1
     # The text was changed on its way to the tokens: they are compared with those of its beginnings.
-    first, _ = _same_tokens(tokenizer, text[:start], ids)
-    last, whole = _same_tokens(tokenizer, text[:end], ids)
+    first, _ = _same_tokens(encode, text[:start], ids)
+    last, whole = _same_tokens(encode, text[:end], ids)
     return first, last if whole or end == len(text) else last + 1
 
 
-def _same_tokens(tokenizer: Tokenizer, beginning: str, ids: Sequence[int]) -> tuple[int, bool]:
+def _same_tokens(encode: Callable[[str], list[int]], beginning: str, ids: Sequence[int]) -> tuple[int, bool]:
     """How many of the first ids are those of a beginning of the text, and whether that is all of them."""
-    own = tokenizer.encode_ordinary(beginning) if beginning else []
+    own = encode(beginning) if beginning else []
     same = next((i for i, (a, b) in enumerate(zip(own, ids, strict=False)) if a != b), min(len(own), len(ids)))
     return same, same == len(own)

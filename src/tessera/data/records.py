@@ -92,7 +92,8 @@ def _list(path: Path, text: str) -> Iterator[Record]:
     """The objects of one list, taken one by one, as only so it is known on which line each begins."""
     place = _past_space(text, 0)
     if not text.startswith("[", place):
-        raise InputError(f"{path}:1: expected a list of objects, [{{...}}, ...]")
+        hint = " (a file of one object a line ends in .jsonl)" if text.startswith("{", place) else ""
+        raise InputError(f"{path}:1: expected a list of objects, [{{...}}, ...]{hint}")
     place, line, counted = _past_space(text, place + 1), 1, 0
     while not text.startswith("]", place):
         line, counted = line + text.count("\n", counted, place), place

@@ -19,6 +19,8 @@ class Purpose(IntEnum):
     RANDOM_WINDOWS = 2
     EPOCH = 3
     SOURCE = 4
+    ANSWERS = 5
+    MINIBATCHES = 6
 
 
 def random_words(n: int, *, seed: int, purpose: Purpose, counter: int = 0) -> np.ndarray:

@@ -35,7 +35,8 @@ LLAMA2 = (
     "{% set ns.system = '<<SYS>>\\n' + message.content | trim + '\\n<</SYS>>\\n\\n' %}"
     "{% elif message.role == 'user' %}"
     "{{ bos_token + '[INST] ' + ns.system + message.content | trim + ' [/INST]' }}{% set ns.system = '' %}"
-    "{% else %}{{ ' ' + message.content | trim + ' ' + eos_token }}{% endif %}"
+    "{% elif message.role == 'assistant' %}{{ ' ' + message.content | trim + ' ' + eos_token }}"
+    "{% else %}{{ raise_exception('it knows no role ' + message.role) }}{% endif %}"
     "{% endfor %}"
 )
 
@@ -58,7 +59,10 @@ ALPACA = (
     "{% if message.input is defined %}"
     "{{ '### Instruction:\\n' + message.instruction + '\\n\\n### Input:\\n' + message.input + '\\n\\n' }}"
     "{% else %}{{ '### Instruction:\\n' + message.content + '\\n\\n' }}{% endif %}"
-    "{% elif message.role == 'assistant' %}{{ '### Response:\\n' + message.content + eos_token + '\\n\\n' }}{% endif %}"
+    "{% elif message.role == 'assistant' %}{{ '### Response:\\n' + message.content + eos_token + '\\n\\n' }}"
+    "{% elif not (loop.first and message.role == 'system') %}"
+    "{{ raise_exception('it knows no role ' + message.role + (' after another' if message.role == 'system' else '')) }}"
+    "{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"
 )

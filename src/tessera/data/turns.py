@@ -73,9 +73,21 @@ def checked(messages: list[Message], where: str) -> list[Message]:
         calls = bool(message.get("tool_calls"))
         if not isinstance(content, str | list) and not (calls and content is None):
             raise InputError(f"{where}: the content of message {number} is {_said(content)}, expected a text")
-        if role == "assistant" and not calls and not (content.strip() if isinstance(content, str) else content):
+        if role == "assistant" and not calls and _is_empty(content):
             raise InputError(f"{where}: message {number}, the assistant's, is empty")
     return messages
+
+
+def _is_empty(content: Any) -> bool:
+    """Whether a content, a text or parts, says nothing."""
+    if isinstance(content, str):
+        return not content.strip()
+    return not any(not isinstance(part, Mapping) or _said_by(part) for part in content)
+
+
+def _said_by(part: Mapping[str, Any]) -> bool:
+    text = part.get("text")
+    return bool(text.strip()) if isinstance(text, str) else part.get("type") != "text"
 
 
 def _message(value: Any, where: str) -> Message:
@@ -84,7 +96,7 @@ def _message(value: Any, where: str) -> Message:
         raise InputError(f"{where}: a message is {_said(value)}, expected an object with a role and a content")
     if "from" in value:
         speaker = value["from"]
-        if speaker not in SPEAKERS:
+        if not isinstance(speaker, str) or speaker not in SPEAKERS:
             raise InputError(f"{where}: a message is from {speaker!r} (choices: {', '.join(SPEAKERS)})")
         return {"role": SPEAKERS[speaker], "content": value.get("value")}
     if not isinstance(value.get("role"), str):
@@ -141,8 +153,8 @@ def _prompt(record: Record) -> list[Message]:
 
 
 def _system(record: Record) -> list[Message]:
-    value = record.content.get("system")
-    return [{"role": "system", "content": value}] if isinstance(value, str) and value.strip() else []
+    value = _text(record, "system", "")
+    return [{"role": "system", "content": value}] if value.strip() else []
 
 
 def _listed(record: Record, field: str) -> list[Any]:
