@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import shakespeare_nanogpt
+from benchmarks import nanogpt, shakespeare_nanogpt
 from tessera import job
 from tessera.data.download import download
 from tessera.recipe import Recipe, load_recipe
@@ -99,6 +99,14 @@ def _content() -> str:
     return path.read_text(encoding="utf-8")
 
 
+def _check_nanogpt(folder: Path) -> None:
+    """Before the minutes that ours take."""
+    try:
+        nanogpt.module(folder)
+    except nanogpt.NotHereError as why:
+        raise SystemExit(f"--nanogpt: {why}") from None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fast", action="store_true", help="three minutes: the fast recipe, three seeds")
@@ -110,6 +118,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="200 steps; with --fast a tenth of a minute, one seed")
     parser.add_argument("--json", action="store_true", help="the figures as one JSON object on the last line")
     arguments = parser.parse_args()
+    if arguments.nanogpt is not None:
+        _check_nanogpt(arguments.nanogpt)
     if arguments.fast:
         minutes, n_seeds = (0.1, 1) if arguments.quick else (arguments.minutes, arguments.seeds)
         figures = measure_fast(minutes, seeds=range(1, n_seeds + 1), nanogpt=arguments.nanogpt)

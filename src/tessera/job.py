@@ -237,6 +237,7 @@ class _Job:
     def _finish(self, result: Result, measure: Callable[[Result], None] | None) -> None:
         if self.parallel.is_sharded:
             result.model = self.model = self._whole_model()
+            self.objective = self.material.objective(self.recipe, self.model, self.tokenizer).to(self.device)
         with self.watcher.phase("measure on what is held out"), self.clock("evaluation"):
             result.figures = self._measure(self.trainer.step)
         result.before = {each.name: each.value for each in self.run.evaluations() if each.step == 0}

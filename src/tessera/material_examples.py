@@ -132,15 +132,21 @@ class Examples(Material):
                 given["reference"] = open_any(recipe.base).build()
         objective = build_objective(recipe, model, source, **given)
         if isinstance(objective, Preference) and objective.needs_reference:
-            self._add_reference(model)
+            self._add_reference(recipe, model)
         return objective
 
-    def _add_reference(self, model: Decoder) -> None:
-        """What the model thinks of each answer before it learns; kept in the run's folder."""
-        frozen = is_frozen(model)
+    def _add_reference(self, recipe: Recipe, model: Decoder) -> None:
+        """What the model thinks of each answer before it learns; kept in the run's folder.
+
+        Where adapters learn from less than all of it, the base is asked as it goes on.
+        """
+        frozen, train = is_frozen(model), recipe.train
         base_only: Any = partial(disabled, model) if frozen else nullcontext
+        drawn = train.steps * train.batch_size * train.accumulate
         for part in PARTS:
             source = self.rows[part].source
+            if frozen and part == "train" and drawn < source.n:
+                continue
             sha256 = frozen_sha256(model) if frozen else None
             add_reference(model, source, folder=self.folder, base_only=base_only, model_sha256=sha256)
 

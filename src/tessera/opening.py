@@ -36,6 +36,10 @@ def check_together(recipe: Recipe, world: World) -> None:
     if world.size > 1:
         way, n_future = recipe.train.parallel, recipe.model.n_future
         check_way(way, optimizer=recipe.optimizer.name, n_future=n_future, store=recipe.store)
+        if recipe.reads == "tasks":
+            raise SettingError("objective", recipe.objective.name, "trained in one process, which tries answers out")
+        if way == "fsdp" and recipe.base is not None:
+            raise SettingError("train.parallel", way, "ddp, for a model that goes on from another")
 
 
 def by_the_first(recipe: Recipe, world: World, begin: Callable[[], Opened]) -> Opened:

@@ -24,7 +24,8 @@ def console(*, quiet: bool = False) -> Console:
 
 def show_table(out: Console, table: Table) -> None:
     """A table, folded to the width of a terminal; elsewhere each row is one line."""
-    wide = out if out.is_terminal else Console(file=out.file, width=PLAIN_WIDTH, highlight=False, emoji=False)
+    plain = {"width": PLAIN_WIDTH, "highlight": False, "emoji": False, "quiet": out.quiet}
+    wide = out if out.is_terminal else Console(file=out.file, **plain)  # type: ignore[arg-type]
     wide.print(table)
 
 
@@ -113,8 +114,9 @@ class StepDisplay:
         assert self._rate is not None
         validation = "-" if step.validation is None else f"{step.validation:.3f}"
         left = duration(self._rate * (step.steps - step.step))
+        watched = "".join(f"  {name} {step.metrics[name]:.3f}" for name in step.watched if name in step.metrics)
         return (
-            f"loss {self._loss:.3f}  validation {validation}  {step.tokens / self._rate:,.0f} tokens/s"
+            f"loss {self._loss:.3f}{watched}  validation {validation}  {step.tokens / self._rate:,.0f} {step.unit}/s"
             f"  lr {step.lr:.1e}  {left} left"
         )
 

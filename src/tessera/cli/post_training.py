@@ -127,7 +127,7 @@ def recipe_of(verb: str, inputs: list[str], path: Path | None, base: str | None)
     recipe = load_recipe(path, overrides, sources=sources, base=usual(verb, adapted=adapted))
     known = VERBS[verb].objectives
     if recipe.objective.name not in known:
-        raise SettingError.unknown(f"objective of tessera {verb}", recipe.objective.name, known)
+        raise SettingError("objective", recipe.objective.name, f"{' or '.join(known)}, with tessera {verb}")
     examples = recipe.data.examples
     if examples.epochs is None and "steps" not in recipe.train.model_fields_set and recipe.reads != "tasks":
         data = recipe.data.model_copy(update={"examples": examples.model_copy(update={"epochs": EPOCHS})})

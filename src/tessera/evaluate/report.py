@@ -74,9 +74,14 @@ def render(run: Run) -> str:
         _table("Settings", dict(flat(run.recipe))),
         _table("Made with", {name: value for name, value in run.info.items() if name not in APART}),
     ]
+    return page(run.path.name, "".join(parts))
+
+
+def page(title: str, body: str) -> str:
+    """A page that needs no other file, from its body as HTML."""
     return (
         f'<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">'
-        f"<title>{title} - Tessera</title><style>{_STYLE}</style></head><body>{''.join(parts)}</body></html>"
+        f"<title>{html.escape(title)} - Tessera</title><style>{_STYLE}</style></head><body>{body}</body></html>"
     )
 
 

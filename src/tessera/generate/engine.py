@@ -8,8 +8,9 @@ Past the window. A model sees at most `context` tokens. When the cache is full t
 context tokens in sight. So greedy decoding with the cache equals greedy decoding without it, over the same window. A
 begin token that stood in front of the prompt stays in front.
 
-Rows. `n` answers to one prompt are decoded together. Row i draws from its own stream, made of the seed and i, so it
-does not depend on n, on the other rows or on when they end, up to the rounding of matrix products of another height.
+Rows. The answers to prompts of one length are decoded together (`tessera.generate.decoding`). Answer i to a prompt
+draws from its own stream, made of the prompt's seed and i, so it does not depend on n, on the other rows or on when
+they end, up to the rounding of matrix products of another height.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,13 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import InputError, SettingError
-from tessera.generate.sampling import Sampling, row_generators, sample
+from tessera.generate.decoding import Decoding, of_one_length
+from tessera.generate.sampling import Sampling, prompt_seeds, row_generators
 from tessera.generate.stop import StopFilter
 from tessera.model.cache import Cache
 from tessera.model.decoder import Decoder
 from tessera.tokenizers.contract import Tokenizer
 
 Finish = Literal["stop", "length", "end"]
+ROWS = 256
+"""So many answers are decoded at once, at the most, unless one prompt has more."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class Completion:
     ids: list[int]
     """All tokens that were drawn, those of a stop text too; the end token is left out."""
     finish: Finish
+    end: int | None = None
+    """The end token, if that is why."""
 
 
 @dataclass
@@ -48,7 +54,9 @@ class _Row:
     prompt_ids: Sequence[int]
     stops: Sequence[str]
     ids: list[int] = field(default_factory=list)
+    text: str = ""
     finish: Finish | None = None
+    end: int | None = None
 
     def __post_init__(self) -> None:
         # The decoder has seen the end of the prompt, so that prompt and answer join as one text: a space between words,
@@ -63,9 +71,11 @@ class _Row:
     def push(self, id: int) -> str:
         """The text that `id` makes certain; sets `finish` if it ends the row."""
         if id in self._ends:
+            self.end = id
             return self.close("end")
         self.ids.append(id)
         piece = self._filter.push(self._decoder.push(id))
+        self.text += piece
         if self._filter.stopped:
             self.finish = "stop"
         return piece
@@ -73,8 +83,14 @@ class _Row:
     def close(self, finish: Finish) -> str:
         """The text that was held back; the row ends."""
         piece = self._filter.push(self._decoder.finish()) + self._filter.finish()
+        self.text += piece
         self.finish = "stop" if self._filter.stopped else finish
         return piece
+
+    @property
+    def completion(self) -> Completion:
+        finish = self.finish or "length"
+        return Completion(self.text, self.ids, finish, self.end if finish == "end" else None)
 
 
 class Engine:
@@ -116,22 +132,36 @@ class Engine:
         self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, n: int = 1, truncate: bool = False
     ) -> list[Completion]:
         """The same, with the ids of each answer and why it ended."""
+        sampling = sampling or Sampling()
+        ids = self._prompt_ids(prompt, truncate=truncate)
+        return self.complete_many([ids], sampling, n=n, seeds=[sampling.seed])[0]
+
+    def complete_many(
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: Sampling | None = None,
+        *,
+        n: int = 1,
+        seeds: Sequence[int | None] | None = None,
+    ) -> list[list[Completion]]:
+        """`n` answers to each prompt, those to prompts of the same length decoded together.
+
+        `seeds` has one for each prompt, which alone would have the same answers under it; without them they are made of
+        the seed of `sampling` and the number of the prompt.
+        """
         if n < 1:
             raise SettingError("n", n, "a whole number, 1 or greater")
         sampling = sampling or Sampling()
-        prompt_ids = self._prompt_ids(prompt, truncate=truncate)
-        rows = [_Row(self.tokenizer, prompt_ids, sampling.stop) for _ in range(n)]
-        texts = [""] * n
-        for ids in self._decode(prompt_ids, sampling, n):
-            for i, row in enumerate(rows):
-                if row.finish is None:
-                    texts[i] += row.push(ids[i])
-            if all(row.finish is not None for row in rows):
-                break
-        for i, row in enumerate(rows):
-            if row.finish is None:
-                texts[i] += row.close("length")
-        return [Completion(text, row.ids, row.finish or "length") for text, row in zip(texts, rows, strict=True)]
+        ids = [self._prompt_ids(prompt, truncate=False) for prompt in prompts]
+        seeds = prompt_seeds(sampling.seed, len(ids)) if seeds is None else seeds
+        if len(seeds) != len(ids):
+            raise InputError(f"{len(seeds)} seeds for {len(ids)} prompts")
+        rows = [[_Row(self.tokenizer, each, sampling.stop) for _ in range(n)] for each in ids]
+        for numbers in of_one_length([len(each) for each in ids], max(1, ROWS // n)):
+            generators = [generator for i in numbers for generator in row_generators(seeds[i], n)]
+            decoding = self._decoding([ids[i] for i in numbers], sampling, generators)
+            _finish([row for i in numbers for row in rows[i]], decoding, sampling.max_tokens)
+        return [[row.completion for row in of_prompt] for of_prompt in rows]
 
     def next_distribution(self, prompt: str | Sequence[int], *, truncate: bool = False) -> Tensor:
         """The probability of each token to follow `prompt`, (n_vocab of the tokenizer,) in float32, on the CPU."""
@@ -141,7 +171,9 @@ class Engine:
 
     def _stream(self, prompt_ids: list[int], sampling: Sampling) -> Iterator[str]:
         row = _Row(self.tokenizer, prompt_ids, sampling.stop)
-        for (id,) in self._decode(prompt_ids, sampling, 1):
+        decoding = self._decoding([prompt_ids], sampling, row_generators(sampling.seed, 1))
+        for _ in range(sampling.max_tokens):
+            (id,) = decoding.step()
             if piece := row.push(id):
                 yield piece
             if row.finish is not None:
@@ -149,35 +181,10 @@ class Engine:
         if piece := row.close("length"):
             yield piece
 
-    def _decode(self, prompt_ids: list[int], sampling: Sampling, n: int) -> Iterator[list[int]]:
-        """The next id of each of n rows, at most `max_tokens` times; the caller ignores rows that have ended."""
-        if sampling.max_tokens == 0:
-            return
-        context = self.model.context
-        generators = row_generators(sampling.seed, n)
-        cache = self.model.new_cache(n, min(context, len(prompt_ids) + sampling.max_tokens))
-        previous_BT = torch.tensor([prompt_ids], device=self._device).expand(n, -1)
-        new_BT = previous_BT
-        for _ in range(sampling.max_tokens):
-            if cache.length + new_BT.shape[1] > context:
-                cache.reset()
-                new_BT = self._window(previous_BT, prompt_ids[0])
-            with torch.inference_mode():
-                next_B = sample(self._logits(new_BT, cache), sampling, generators, previous_BT)
-                new_BT = next_B[:, None]
-                previous_BT = torch.cat((previous_BT, new_BT), dim=1)
-                if sampling.repetition_penalty == 1.0:
-                    previous_BT = previous_BT[:, -context:]
-            yield next_B.tolist()
-
-    def _window(self, previous_BT: Tensor, first: int) -> Tensor:
-        """What stays in sight when the context is full. Where the `first` of the prompt was the begin token, that takes
-        the place of the oldest."""
-        kept_BT = previous_BT[:, -max(1, self.model.context // 2) :]
-        if first == self.tokenizer.begin_id and kept_BT.shape[1] > 1:
-            kept_BT = kept_BT.clone()
-            kept_BT[:, 0] = first
-        return kept_BT
+    def _decoding(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generators: Sequence[torch.Generator]
+    ) -> Decoding:
+        return Decoding(self.model, self._logits, prompts, sampling, generators, begin_id=self.tokenizer.begin_id)
 
     @torch.inference_mode()
     def _logits(self, ids_BT: Tensor, cache: Cache | None) -> Tensor:
@@ -212,6 +219,21 @@ class Engine:
         if len(ids) > context > 1 and ids[0] == begin:
             return front + ids[1 - context :]
         return ids[-context:]
+
+
+def _finish(rows: Sequence[_Row], decoding: Decoding, most: int) -> None:
+    """Decode until each row has ended, or has `most` tokens."""
+    for _ in range(most):
+        for row, id in zip(rows, decoding.step(), strict=True):
+            row.push(id)
+        going = [number for number, row in enumerate(rows) if row.finish is None]
+        if len(going) < len(rows):
+            rows = [rows[number] for number in going]
+            if not rows:
+                return
+            decoding.keep(going)
+    for row in rows:
+        row.close("length")
 
 
 @contextmanager

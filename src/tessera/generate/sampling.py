@@ -166,9 +166,18 @@ def row_generators(seed: int | None, n: int) -> list[torch.Generator]:
 
     Seed None is a new random seed; the global generators are neither read nor moved.
     """
+    return [torch.Generator().manual_seed(row_seed) for row_seed in _seeds("", seed, n)]
+
+
+def prompt_seeds(seed: int | None, n: int) -> list[int]:
+    """A seed for each of n prompts, of which the rows of each are made; number i depends on `seed` and i alone."""
+    return _seeds("prompt:", seed, n)
+
+
+def _seeds(what: str, seed: int | None, n: int) -> list[int]:
     seed = secrets.randbits(63) if seed is None else seed
-    seeds = (int.from_bytes(blake2b(f"{seed}:{row}".encode(), digest_size=8).digest(), "big") for row in range(n))
-    return [torch.Generator().manual_seed(row_seed >> 1) for row_seed in seeds]
+    keys = (f"{what}{seed}:{number}".encode() for number in range(n))
+    return [int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> 1 for key in keys]
 
 
 def _keep_first(logits_BV: Tensor, least_B1: Tensor, n_kept_B1: Tensor) -> Tensor:

@@ -46,6 +46,10 @@ class LayerCache:
         self.length = end
         return self._keys_BGSK[:, :, :end], self._values_BGSK[:, :, :end]
 
+    def take(self, rows_B: Tensor) -> None:
+        """Hold the rows of these numbers, in this order; one may be taken several times."""
+        self._keys_BGSK, self._values_BGSK = self._keys_BGSK[rows_B], self._values_BGSK[rows_B]
+
 
 class Cache:
     """One `LayerCache` a layer; made by `Decoder.new_cache`, filled by calling the decoder with it.
@@ -80,6 +84,13 @@ class Cache:
         check_room(end, self.capacity)
         self._ids_BS[:, start:end] = ids_BT
         return self._ids_BS[:, max(0, start - n) : start]
+
+    def take(self, rows_B: Tensor) -> None:
+        """Hold the rows of these numbers, in this order; one may be taken several times."""
+        for layer in self.layers:
+            layer.take(rows_B)
+        if self._ids_BS is not None:
+            self._ids_BS = self._ids_BS[rows_B]
 
     def reset(self) -> None:
         """Forget everything, keep the memory."""

@@ -25,6 +25,8 @@ from tessera.objectives.ppo_losses import clipped_losses, masked_mean
 
 Scale = Literal["group", "batch", "none"]
 Average = Literal["answers", "tokens", "constant"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+AVERAGES: tuple[Average, ...] = get_args(Average)
 SMALLEST = 1e-4
 """Is added to the standard deviation: answers of a group that are rewarded alike have none."""
 
@@ -34,8 +36,8 @@ def group_advantages(rewards_B: Tensor, group_size: int, *, scale: Scale = "grou
 
     `scale`: by the standard deviation of the group, of the whole batch, or not at all (Dr. GRPO).
     """
-    if scale not in get_args(Scale):
-        raise SettingError.unknown("scale", scale, get_args(Scale))
+    if scale not in SCALES:
+        raise SettingError.unknown("scale", scale, SCALES)
     if group_size < 2 or len(rewards_B) % group_size:
         raise SettingError("group_size", group_size, f"2 or more, and a divisor of the {len(rewards_B)} answers")
     rewards_PG = rewards_B.reshape(-1, group_size)  # P prompts
@@ -85,7 +87,7 @@ def averaged(losses_BT: Tensor, mask_BT: Tensor, *, average: Average, length: in
     if average == "answers":
         return (sums_B / lengths_B.clamp(min=1)).mean()
     if average != "constant":
-        raise SettingError.unknown("average", average, get_args(Average))
+        raise SettingError.unknown("average", average, AVERAGES)
     if length is None or length < 1:
         raise SettingError("length", length, "the most tokens that an answer may have, for average = 'constant'")
     return sums_B.mean() / length

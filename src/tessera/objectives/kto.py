@@ -36,6 +36,8 @@ class KTO(Preference):
     """The weights should make (weight x number) of good and bad answers equal, give or take a third (eq. 8)."""
 
     reads = "judged"
+    unit = "answers"
+    watched = ("reward_good", "reward_bad")
 
     def __init__(
         self,

@@ -7,6 +7,8 @@ would be the largest tensor by far, so they are made a chunk at a time, and made
 B batch, T time, D model width, V vocabulary, N learned targets.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -36,11 +38,40 @@ def entropy(logits_NV: Tensor) -> Tensor:
 
 def token_logprobs(model: Decoder, h_BTD: Tensor, targets_BT: Tensor, *, temperature: float = 1.0) -> Tensor:
     """(B, T): the log-probability of each learned target, and 0 where the target is IGNORE."""
+
+    def scores_of(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+        return of_logits(logits_CV, targets_C)[:, None]
+
+    return _scored(model, h_BTD, targets_BT, scores_of, temperature)[..., 0]
+
+
+def token_scores(
+    model: Decoder, h_BTD: Tensor, targets_BT: Tensor, *, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """The same, and the entropy of what each learned target was chosen from."""
+
+    def scores_of(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
+        logps_CV = log_softmax(logits_CV)
+        entropies_C = -(logps_CV.exp() * logps_CV).sum(dim=-1)
+        return torch.stack((logps_CV.gather(-1, targets_C[:, None])[:, 0], entropies_C), dim=-1)
+
+    logps_BT, entropies_BT = _scored(model, h_BTD, targets_BT, scores_of, temperature).unbind(dim=-1)
+    return logps_BT, entropies_BT
+
+
+def _scored(
+    model: Decoder,
+    h_BTD: Tensor,
+    targets_BT: Tensor,
+    scores_of: Callable[[Tensor, Tensor], Tensor],
+    temperature: float,
+) -> Tensor:
+    """(B, T, C): what `scores_of` makes of the logits (N, V) and the target (N,) of each learned one, and else 0."""
     learned_BT = targets_BT != IGNORE
     h_ND, targets_N = h_BTD[learned_BT], targets_BT[learned_BT]
 
     def chunk_of(h_CD: Tensor, targets_C: Tensor) -> Tensor:
-        return of_logits(model.logits(h_CD) / temperature, targets_C)
+        return scores_of(model.logits(h_CD) / temperature, targets_C)
 
     size = rows_at_once(model.n_vocab)
     keep = torch.is_grad_enabled()
@@ -48,8 +79,9 @@ def token_logprobs(model: Decoder, h_BTD: Tensor, targets_BT: Tensor, *, tempera
         checkpoint(chunk_of, h_CD, targets_C, use_reentrant=False) if keep else chunk_of(h_CD, targets_C)
         for h_CD, targets_C in zip(h_ND.split(size), targets_N.split(size), strict=True)
     ]
-    logps_N = torch.cat(parts) if parts else h_ND.new_zeros(0, dtype=torch.float32)
-    return torch.zeros_like(targets_BT, dtype=logps_N.dtype).masked_scatter(learned_BT, logps_N)
+    scores_NC = torch.cat(parts)
+    zeros_BTC = torch.zeros(*targets_BT.shape, scores_NC.shape[-1], dtype=scores_NC.dtype, device=targets_BT.device)
+    return zeros_BTC.masked_scatter(learned_BT[..., None], scores_NC)
 
 
 def answer_logprobs(model: Decoder, batch: Batch, flow: Flow | None = None) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,10 @@ class Objective(nn.Module, ABC):
     reads: ClassVar[str] = "documents"
     """What its batches are made of: documents, conversations, pairs (of answers), judged (answers), or tasks, to which
     it tries answers of its own."""
+    unit: ClassVar[str] = "tokens"
+    """What a batch's `n_targets` counts."""
+    watched: ClassVar[tuple[str, ...]] = ()
+    """The metrics to be shown while it trains."""
 
     def __init__(self, *, model: nn.Module, data: Source) -> None:
         super().__init__()

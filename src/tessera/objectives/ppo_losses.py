@@ -88,11 +88,22 @@ def policy_loss(
 ) -> PolicyLoss:
     """The clipped objective, as a loss: its mean over the tokens of all answers."""
     losses_BT, clipped_BT = clipped_losses(logps_BT, old_BT, advantages_BT, clip_low=clip, clip_high=clip)
-    with torch.no_grad():
-        log_ratios_BT = logps_BT - old_BT
-        kl = masked_mean(log_ratios_BT.expm1() - log_ratios_BT, mask_BT)
-        share = masked_mean(clipped_BT.float(), mask_BT)
-    return PolicyLoss(masked_mean(losses_BT, mask_BT), share, kl)
+    return PolicyLoss(masked_mean(losses_BT, mask_BT), *movement(logps_BT, old_BT, clipped_BT, mask_BT))
+
+
+@torch.no_grad()
+def movement(logps_BT: Tensor, old_BT: Tensor, clipped_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of the tokens that are clipped, and KL(old || now), by k3 of tokens that the old policy said."""
+    log_ratios_BT = logps_BT - old_BT
+    kl = masked_mean(log_ratios_BT.expm1() - log_ratios_BT, mask_BT)
+    return masked_mean(clipped_BT.float(), mask_BT), kl
+
+
+def explained_variance(values_BT: Tensor, returns_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """1 - var(R - V) / var(R) over the mask: 1 for perfect values, 0 for a constant; 0 where all returns are alike."""
+    returns_N, errors_N = returns_BT[mask_BT], (returns_BT - values_BT)[mask_BT]
+    variance = returns_N.var(correction=0)
+    return torch.where(variance > 0, 1 - errors_N.var(correction=0) / variance.clamp(min=1e-12), 0.0)
 
 
 def value_loss(

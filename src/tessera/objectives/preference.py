@@ -52,6 +52,8 @@ class Preference(Objective):
 
     model: Decoder
     reads: ClassVar[str] = "pairs"
+    unit: ClassVar[str] = "pairs"
+    watched: ClassVar[tuple[str, ...]] = ("accuracy",)
     needs_reference: ClassVar[bool] = True
     """Whether it compares with what the model was before."""
 

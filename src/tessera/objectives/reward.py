@@ -58,6 +58,8 @@ class Reward(Objective):
 
     model: Decoder
     reads: ClassVar[str] = "pairs"
+    unit: ClassVar[str] = "pairs"
+    watched: ClassVar[tuple[str, ...]] = ("accuracy",)
 
     def __init__(self, *, model: Decoder, data: Source, center: float = 0.0) -> None:
         super().__init__(model=model, data=data)

@@ -43,6 +43,10 @@ class Progress:
     saved: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What else the objective measured."""
+    unit: str = "tokens"
+    """What `tokens` counts: tokens, pairs, answers."""
+    watched: tuple[str, ...] = ()
+    """Which of the metrics are looked at while it trains."""
 
     def values(self) -> dict[str, float]:
         """As they are kept, by name."""

@@ -198,6 +198,8 @@ class Trainer:
             seconds=begun.seconds,
             validation=self.validation,
             metrics=taken.metrics,
+            unit=self.objective.unit,
+            watched=self.objective.watched,
         )
 
     def _meet(

@@ -1,0 +1,100 @@
+"""`tessera sft`, `reward` and `dpo` as they are typed, and what is shown of runs that came of each other."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.post_training import write_base, write_examples
+
+TRAIN = ["train.steps=4", "train.batch_size=4", "train.eval_every=0", "train.device=cpu"]
+QUICK = [*TRAIN, "sample.sampling.max_tokens=3"]
+CHATML = "data.examples.template=chatml"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    folder = tmp_path_factory.mktemp("made")
+    return write_base(folder / "base"), write_examples(folder)
+
+
+def test_from_a_model_to_an_assistant(tessera: Any, made: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    base, files = made
+    sft, dpo = tmp_path / "sft", tmp_path / "dpo"
+    given = [files["conversations"], "--base", base, "--out", sft, CHATML, *QUICK, "--json"]
+    summary = json.loads(tessera("sft", *given).out)
+    assert summary["validation_loss"] < summary["before"]["validation_loss"]
+    told = tessera("dpo", files["pairs"], "--base", sft, "--out", dpo, "adapt=lora", *QUICK).out
+    assert "accuracy" in told
+    assert "before" in told
+    assert f"tessera chat {dpo}" in told
+    shown = "".join(tessera("runs", "show", dpo).out.split())
+    assert f"{dpo}(dpo,step4)<-{sft}(sft,step4)<-{base}(step0)" in shown
+    lineage = json.loads(tessera("runs", "show", dpo, "--json").out)["lineage"]
+    assert [each["path"] for each in lineage] == [str(dpo), str(sft), str(base)]
+    assert json.loads(tessera("evaluate", dpo, "--json").out)["accuracy"] == pytest.approx(0.5, abs=0.5)
+    assert "margin" in tessera("evaluate", dpo).out
+    assert "before" in (dpo / "report.html").read_text()
+
+
+def test_a_printed_recipe_does_the_same(tessera: Any, made: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    base, files = made
+    printed = tessera("reward", files["pairs"], "--base", base, CHATML, *QUICK, "--print-config").out
+    recipe = tomllib.loads(printed)
+    assert recipe["objective"]["name"] == "reward"
+    assert recipe["model"]["d_model"] == 32
+    path = tmp_path / "recipe.toml"
+    path.write_text(printed)
+    first = tessera("reward", files["pairs"], "--base", base, CHATML, *QUICK, "--out", tmp_path / "a", "--json").out
+    again = tessera("train", "-c", path, "--out", tmp_path / "b", "--json").out
+    assert json.loads(first)["validation_loss"] == json.loads(again)["validation_loss"]
+    assert "tessera ppo" in tessera("reward", "-c", path, "--out", tmp_path / "c").out  # what a reward is for
+
+
+def test_rates_and_epochs_that_are_usual(tessera: Any, made: tuple[Path, dict[str, Path]]) -> None:
+    base, files = made
+
+    def recipe(*more: str) -> dict[str, Any]:
+        return tomllib.loads(tessera("sft", files["conversations"], "--base", base, *more, "--print-config").out)
+
+    whole, adapted = recipe(), recipe("adapt.name=lora", "adapt.rank=4")
+    assert (whole["optimizer"]["lr"], adapted["optimizer"]["lr"]) == (2e-5, 2e-4)
+    assert whole["data"]["examples"]["epochs"] == 3.0
+    assert recipe("train.steps=7")["data"]["examples"]["epochs"] == "none"
+
+
+def test_what_it_would_need(tessera: Any, made: tuple[Path, dict[str, Path]]) -> None:
+    base, files = made
+    common = [files["conversations"], "--base", base, "--dry-run", "--json", *QUICK]
+    whole = json.loads(tessera("sft", *common).out)
+    adapted = json.loads(tessera("sft", *common, "adapt=lora", "data.examples.max_tokens=48").out)
+    quantized = json.loads(tessera("sft", *common, 'adapt={name="lora", base="nf4"}').out)
+    assert adapted["optimizer"] < whole["optimizer"] / 2
+    assert adapted["gradients"] < whole["gradients"] / 2
+    assert adapted["tokens"] == whole["tokens"] / 2
+    assert quantized["weights"] < adapted["weights"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sft", "objective=dpo"], "objective = 'dpo'"),
+        (["dpo", "objective=next-token"], "simpo or orpo or kto"),
+        (["sft"], "base"),
+        (["grpo", "--base", "BASE"], "one of reward.checker and reward.model"),
+        (["ppo", "--base", "BASE", "reward.checker=exact", "reward.model=x"], "one of reward.checker and reward.model"),
+        (["grpo", "--base", "BASE", "reward.checker=guess"], "guess"),
+        (["sft", "--base", "nowhere"], "nowhere: no such run, folder or file"),
+    ],
+)
+def test_what_is_refused(
+    tessera: Any, made: tuple[Path, dict[str, Path]], arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    base, files = made
+    kind = {"sft": "conversations", "dpo": "pairs"}.get(arguments[0], "tasks")
+    arguments = [str(base) if each == "BASE" else each for each in arguments]
+    done = tessera(*arguments, files[kind], "--out", tmp_path / "run")
+    assert done.code == 2
+    assert said in done.err
+    assert not (tmp_path / "run").exists()
