@@ -22,10 +22,11 @@ from tessera.config import Spec, build, check
 from tessera.data.rows import DocumentRows
 from tessera.errors import InputError, SettingError
 from tessera.generate.engine import Engine
+from tessera.generate.quantize import stored_tensors
 from tessera.generate.sampling import Sampling
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
-from tessera.models import open_any
+from tessera.models import build_for_use, open_any
 from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.optim.schedule import SCHEDULES
@@ -188,7 +189,7 @@ class LM:
             store=store,
             info={"tessera": __version__, "made_by": "LM.save", **(info or {})},
         )
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in stored_tensors(self.model).items()}
         try:
             run.checkpoints.write(0, tensors, {})
         except BaseException:
@@ -221,7 +222,7 @@ class LM:
             (say or _warn)(line)
         if source.tokenizer is None:
             raise InputError(f"{path}: there is no tokenizer with the model, so no text can be given to it")
-        model = source.build(wanted)
+        model = build_for_use(source, wanted)
         return cls(model.to(device).eval(), source.tokenizer, source.settings)
 
 

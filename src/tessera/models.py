@@ -4,19 +4,21 @@ A run that learned adapters holds nothing of the model below them: that is opene
 sha256, and comes with the adapters merged into it: a model like any other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tessera.adapt import ADAPTERS, build_quantized, merge_and_remove
 from tessera.config import Spec, build, check
 from tessera.errors import InputError, SettingError
 from tessera.formats import ModelSource, open_model
 from tessera.formats.hub import local_path
+from tessera.formats.source import put
+from tessera.generate.quantize import KINDS, PlainTensors, QuantizedWeight, matrices, put_layer
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
 from tessera.objectives.reward import ValueHead
@@ -25,13 +27,24 @@ from tessera.store.folder import is_run
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, tokenizer_from_json
 
+GGUF_BLOCKS = {kind.name for kind in KINDS.values() if kind.is_block}
+
 
 @dataclass
 class RunSource(ModelSource):
     """A checkpoint of a run."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """As they were written, mapped into memory: they are read when they are needed, and changes stay in memory."""
+    """As they were written, mapped into memory: they are read when they are needed, and changes stay in memory. Those
+    of a quantized run are made of its codes each time."""
+    stored: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    """The weights of a quantized run, in their codes."""
+
+    @property
+    def stored_as(self) -> str | None:
+        """The blocks of GGUF files that the run was quantized to, if it was."""
+        kinds = {weight.kind.name for name, weight in self.stored.items() if name.startswith("blocks.")}
+        return kinds.pop() if len(kinds) == 1 and kinds <= GGUF_BLOCKS else None
 
 
 def open_any(path: str | Path, *, step: int | None = None) -> ModelSource:
@@ -46,6 +59,22 @@ def open_any(path: str | Path, *, step: int | None = None) -> ModelSource:
     if step is not None:
         raise SettingError("step", step, f"no step: {path} is not a run, so it has one state only")
     return open_model(local)
+
+
+def build_for_use(source: ModelSource, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The decoder to generate with: the weights of a quantized run stay in their codes, all others are floats."""
+    stored = source.stored if isinstance(source, RunSource) else {}
+    if not stored:
+        return source.build(dtype)
+
+    def keep(model: nn.Module, name: str, tensor: Tensor) -> None:
+        if name in stored:
+            path = name.removesuffix(".weight")
+            put_layer(model, path, model.get_submodule(path), stored[name], dtype)
+        else:
+            put(model, name, tensor)
+
+    return source.build(dtype, store=keep).requires_grad_(False)
 
 
 def holds_run(path: Path) -> bool:
@@ -100,10 +129,13 @@ def _open_run(path: Path, step: int | None) -> RunSource:
         recipe, folder = run.recipe, run.path
         settings = check(DecoderSettings, recipe["model"])
         loaded = run.checkpoints.read(step, prefix="model")
+    stored: dict[str, QuantizedWeight] = {}
+    tensors: Mapping[str, Tensor]
     if recipe.get("adapt") is not None:
         tensors = _merged(recipe, loaded, folder)
     else:
-        tensors = {name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()}
+        plain, stored = matrices({name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()})
+        tensors = PlainTensors(plain, stored)
 
     def read(name: str, dtype: torch.dtype) -> Tensor:
         tensor = tensors[name]
@@ -119,7 +151,21 @@ def _open_run(path: Path, step: int | None) -> RunSource:
         path=path,
         notes=[f"skipped {line}" for line in loaded.skipped],
         tensors=tensors,
+        stored=stored,
+        blocks=_blocks(stored),
     )
+
+
+def _blocks(stored: Mapping[str, QuantizedWeight]) -> Callable[[str], tuple[str, Callable[[], Tensor]] | None]:
+    """The matrices that are kept as blocks of GGUF files."""
+
+    def blocks(name: str) -> tuple[str, Callable[[], Tensor]] | None:
+        weight = stored.get(name)
+        if weight is None or not weight.kind.is_block:
+            return None
+        return weight.kind.name, lambda: weight.parts["blocks"]
+
+    return blocks
 
 
 def _merged(recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> dict[str, Tensor]:

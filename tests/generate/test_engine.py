@@ -46,7 +46,7 @@ class Reciter(nn.Module):
     def new_cache(self, batch_size: int, length: int | None = None):
         return small().new_cache(batch_size)
 
-    def hidden(self, ids_BT: Tensor, cache=None) -> Tensor:
+    def hidden(self, ids_BT: Tensor, cache=None, flow=None) -> Tensor:
         return self.table_VV[ids_BT]
 
     def logits(self, h_BD: Tensor) -> Tensor:

@@ -5,6 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tessera.generate.stop import StopFilter, find_stop
+from tessera.tokenizers import train_tokenizer
+
+TEXT = "Grüße, 世界! 👩‍👩‍👧 नमस्ते\r\n\n\n하나 END"
+STOPS = ["\n\n하", "END", "👩‍👧‍👧", "🌍"]
 
 
 def expected(text: str, stops: list[str]) -> tuple[str, bool]:
@@ -51,3 +55,32 @@ def test_holds_back_no_more_than_it_must():
     assert stream.stopped
     assert stream.push("more") == ""
     assert stream.finish() == ""
+
+
+def test_every_pair_of_borders_between_bytes():
+    """Tokens that end anywhere: no half character, no part of a stop text, nothing else is lost."""
+    data = TEXT.encode()
+    shown, stop = expected(TEXT, STOPS)
+    assert stop and shown == "Grüße, 世界! 👩‍👩‍👧 नमस्ते\r\n"
+    tokenizer = train_tokenizer({"name": "byte"}, [])
+    for first in range(len(data) + 1):
+        for second in range(first, len(data) + 1):
+            decoder, stream, made = tokenizer.stream(), StopFilter(STOPS), ""
+            for part in (data[:first], data[first:second], data[second:]):
+                # A token of several bytes gives what its bytes give.
+                made += stream.push("".join(map(decoder.push, part)))
+                assert "\ufffd" not in made
+                assert shown.startswith(made)
+            made += stream.push(decoder.finish()) + stream.finish()
+            assert (made, stream.found) == (shown, "\n\n하")
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "found"),
+    [("xabc", ["abc", "ab"], "ab"), ("xabc", ["bc", "abc"], "abc"), ("x", ["y"], None), ("xyz", ["z", "y"], "y")],
+)
+def test_says_which_stop_text_it_was(text, stops, found):
+    stream = StopFilter(stops)
+    for character in text:
+        stream.push(character)
+    assert stream.found == found
