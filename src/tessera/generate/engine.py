@@ -204,7 +204,7 @@ class Engine:
 
     @property
     def _device(self) -> torch.device:
-        return self.model.head_weight.device
+        return self.model.device
 
     def _prompt_ids(self, prompt: str | Sequence[int], *, truncate: bool) -> list[int]:
         """The prompt as ids that fit into the context."""

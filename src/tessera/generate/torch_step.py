@@ -33,7 +33,7 @@ class TorchStep:
     @torch.inference_mode()
     def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
         """The logits after each wanted row, (wanted, V)."""
-        ids_1N = torch.as_tensor(np.asarray(rows.ids, dtype=np.int64), device=self.model.head_weight.device)[None]
+        ids_1N = torch.as_tensor(np.asarray(rows.ids, dtype=np.int64), device=self.model.device)[None]
         flow = self.cache.flow(runs_of(rows, tables))
         with evaluating(self.model):
             h_1ND = self.model.hidden(ids_1N, self.cache, flow)

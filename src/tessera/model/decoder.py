@@ -127,6 +127,11 @@ class Decoder(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    @property
     def n_params(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
