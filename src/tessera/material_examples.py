@@ -115,6 +115,7 @@ class Examples(Material):
         train, n = recipe.train, self.rows["train"].source.n
         per_step = train.batch_size * train.accumulate
         if recipe.reads == "tasks":
+            per_step = recipe.objective.settings.get("minibatch") or per_step
             return f"{train.steps:,} steps of {per_step:,} answers to {n:,} tasks"
         of = "rows" if recipe.reads == "conversations" else recipe.reads
         return f"{train.steps:,} steps of {per_step:,} {of}: {train.steps * per_step / n:.2f} epochs of {n:,}"

@@ -122,15 +122,30 @@ def _open_run(path: Path, step: int | None) -> RunSource:
     )
 
 
+def open_adapted(path: str | Path, *, step: int | None = None) -> tuple[Decoder, DecoderSettings, str]:
+    """The model of a run with the adapters that it has learned, not merged; its shape, and where its base is."""
+    local = local_path(path)
+    if not (local.exists() and holds_run(local)):
+        raise InputError(f"{path}: no run, so it has no adapters of its own")
+    with Run.open(local) as run:
+        if run.recipe.get("adapt") is None:
+            raise InputError(f"{path}: the run has learned all weights, and no adapters")
+        loaded = run.checkpoints.read(step, prefix="model")
+        return _adapted(run.recipe, loaded, run.path), check(DecoderSettings, run.recipe["model"]), run.recipe["base"]
+
+
 def _merged(recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> dict[str, Tensor]:
     """The weights of a run's base with what its adapters have learned."""
+    model = _adapted(recipe, loaded, folder)
+    merge_and_remove(model)
+    return dict(model.state_dict())
+
+
+def _adapted(recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> Decoder:
     try:
         base = open_base(recipe["base"], beside=folder.parent)
     except InputError as error:
-        raise InputError(
-            f"{folder}: the run has adapters only, and the model below them cannot be opened: {error}"
-        ) from None
+        raise InputError(f"{folder} has adapters only, and the model below them cannot be opened: {error}") from None
     model = build_base(base, Spec.read(recipe["adapt"]))
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()})
-    merge_and_remove(model)
-    return dict(model.state_dict())
+    return model

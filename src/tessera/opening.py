@@ -149,6 +149,18 @@ def closed_on_error(run: Run) -> Iterator[None]:
 
 
 @contextmanager
+def undone_on_error(run: Run, world: World) -> Iterator[None]:
+    """Leave nothing of a run that was only just made, if the block fails."""
+    try:
+        with closed_on_error(run):
+            yield
+    except BaseException:
+        if world.is_first:
+            shutil.rmtree(run.path, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def _claimed(path: Path) -> Iterator[RunLock]:
     """The folder `path`, in which no other process makes a run; if the block fails it is as before: empty or not there.
 
