@@ -13,6 +13,7 @@ from tessera import job
 from tessera.config import assign
 from tessera.errors import DamagedError, InputError, SettingError
 from tessera.lm import LM
+from tessera.reading import what_was_read
 from tessera.recipe import Recipe, load_recipe, settled
 from tessera.store.run import Run
 
@@ -169,6 +170,17 @@ def test_adapters_alone_are_kept_and_open_as_a_model(base: Path, examples: dict[
         LM.load(tmp_path / "moved" / "run")
 
 
+def test_a_run_whose_base_has_moved_goes_on(base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(base, here)
+    job.train(recipe("sft", here, examples, **ADAPTED), tmp_path / "a" / "run").run.close()
+    here.rename(tmp_path / "there")
+    with pytest.raises(InputError, match="no such run, folder or file"):
+        job.resume(tmp_path / "a" / "run", ["train.steps=7"])
+    job.resume(tmp_path / "a" / "run", ["train.steps=7", f"base={tmp_path / 'there'}"]).run.close()
+    assert LM.load(tmp_path / "a" / "run").n_params == LM.load(base).n_params
+
+
 def test_what_a_run_came_from(base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
     job.train(recipe("sft", base, examples, **ADAPTED), tmp_path / "sft").run.close()
     job.train(recipe("dpo", tmp_path / "sft", examples, **ADAPTED), tmp_path / "dpo").run.close()
@@ -203,6 +215,23 @@ def test_going_on_with_another_text(base: Path, tmp_path: Path) -> None:
     result.run.close()
     assert result.tokenizer.fingerprint == LM.load(base).tokenizer.fingerprint
     assert result.figures["validation_loss"] < result.before["validation_loss"] - 0.5
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto"])
+def test_what_a_step_read(objective: str, base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
+    """All of an epoch's examples are read once, and each is told by its file and line."""
+    given = recipe(objective, base, examples, "train.steps=5", "data.examples.arrange=packed")
+    job.train(given, tmp_path / "run").run.close()
+    told = [what_was_read(tmp_path / "run", step=step, rows=True) for step in range(1, 6)]
+    (source,) = told[-1].sources
+    places = [stretch.document for step in told for row in step.rows for stretch in row.stretches]
+    assert source.rows == sum(len(step.rows) for step in told)
+    assert source.tokens == sum(stretch.tokens for step in told for row in step.rows for stretch in row.stretches)
+    if objective != "sft":  # 5 steps of 4 are all of the 20, in pairs both answers
+        assert source.epochs == 1
+        assert len(set(places)) == 20
+    kept = [json.loads(line) for line in (tmp_path / "run" / "data" / "examples.jsonl").read_text().splitlines()]
+    assert set(places) <= {each["where"] for each in kept if each["part"] == "train"}
 
 
 def test_so_many_epochs(base: Path, examples: dict[str, Path], tmp_path: Path) -> None:

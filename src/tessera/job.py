@@ -37,6 +37,7 @@ from tessera.optim.schedule import SCHEDULES
 from tessera.plan import training_flops
 from tessera.recipe import (
     Recipe,
+    absolute,
     build_model,
     build_optimizer,
     pick_compilation,
@@ -149,7 +150,10 @@ def resumed_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
                 "moved); train a new one"
             )
     written = Run.open(path).recipe
-    return check(Recipe, override(written, list(overrides)))
+    recipe = check(Recipe, override(written, list(overrides)))
+    if recipe.base is None or recipe.base == written.get("base"):
+        return recipe
+    return recipe.model_copy(update={"base": absolute(recipe.base)})
 
 
 class _Job:

@@ -20,7 +20,7 @@ from tessera.adapt import disabled, frozen_sha256, is_frozen
 from tessera.config import build
 from tessera.data.checkers import CHECKERS, tasks_of
 from tessera.data.conversations import PLAIN, encode_records
-from tessera.data.examples import ARRANGEMENTS, ExampleRows, Fitting, fit
+from tessera.data.examples import ARRANGEMENTS, Example, ExampleRows, Fitting, fit
 from tessera.data.preferences import JudgedRows, PairRows, judged_of, pairs_of
 from tessera.data.records import Record, read_records
 from tessera.data.settings import ExampleSettings
@@ -167,7 +167,7 @@ class Examples(Material):
             return []
         given = recipe.sample.prompts
         if given == SampleSettings().prompts:
-            ids = [begin.tolist() for begin in _beginnings(self.rows["validation"].source)[:SHOWN]]
+            ids = [begin.tolist() for begin in _beginnings(self.rows["validation"].source)]
         elif recipe.data.examples.template == PLAIN:
             return [(text, text) for text in given]
         else:
@@ -175,16 +175,19 @@ class Examples(Material):
         return [(tokenizer.decode(each), each) for each in ids]
 
 
+def examples_of(source: Any, row: int) -> list[Example]:
+    """What a row of conversations, of pairs or of judged answers is made of."""
+    if isinstance(source, ExampleRows):
+        return [source.examples[i] for i in source.rows[row]]
+    first, second = source.groups[row]
+    return [first, second] if isinstance(source, PairRows) else [first]
+
+
 def _beginnings(source: Any) -> list[np.ndarray]:
-    """The ids before what is learned of each example, and those of tasks."""
+    """The ids before what is learned of the first example of each row, and those of tasks."""
     if isinstance(source, TaskRows):
-        return [np.asarray(prompt) for prompt in source.prompts]
-    if isinstance(source, PairRows):
-        examples = [pair.chosen for pair in source.pairs]
-    elif isinstance(source, JudgedRows):
-        examples = [each.example for each in source.judged]
-    else:
-        examples = source.examples
+        return [np.asarray(prompt) for prompt in source.prompts[:SHOWN]]
+    examples = [examples_of(source, row)[0] for row in range(min(SHOWN, source.n))]
     return [example.ids[: int(example.learned.argmax())] for example in examples]
 
 

@@ -242,12 +242,12 @@ def settled(recipe: Recipe) -> Recipe:
         raise SettingError(
             "tokenizer", recipe.tokenizer.name, f"none beside a base, which brings its own ({recipe.base})"
         )
-    judge = recipe.reward if recipe.reward.model is None else RewardSettings(model=_absolute(recipe.reward.model))
-    places = {"base": _absolute(recipe.base), "teacher": recipe.teacher and _absolute(recipe.teacher), "reward": judge}
+    judge = recipe.reward if recipe.reward.model is None else RewardSettings(model=absolute(recipe.reward.model))
+    places = {"base": absolute(recipe.base), "teacher": recipe.teacher and absolute(recipe.teacher), "reward": judge}
     return recipe.model_copy(update={**places, "model": source.settings, "n_vocab": source.n_vocab})
 
 
-def _absolute(model: str) -> str:
+def absolute(model: str) -> str:
     """The place of a model wherever it is looked up from; hf:OWNER/NAME stays."""
     return str(Path(model).absolute()) if Path(model).exists() else model
 
