@@ -17,6 +17,7 @@ from tessera.reading import what_was_read
 from tessera.recipe import Recipe, load_recipe, settled
 from tessera.store.run import Run
 
+RECIPES = Path(__file__).parents[1] / "recipes"
 TRIED = {"prompts": 4, "max_tokens": 6}
 TRIES = {
     "grpo": {"objective": {"name": "grpo", "group_size": 2, **TRIED}, "reward.checker": "exact"},
@@ -339,6 +340,18 @@ def test_a_recipe_that_was_printed_is_settled(base: Path, examples: dict[str, Pa
     assert again == first
     assert first.model.d_model == 32
     assert first.n_vocab == LM.load(base).model.n_vocab
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("smollm2-*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_run(path: Path, base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
+    """On a small model and few examples; that of SmolLM2 takes minutes."""
+    kind = READS[load_recipe(path).objective.name]
+    short = ["data.examples.held_out=6", "data.examples.epochs=1", "data.examples.max_tokens=64", "train.device=cpu"]
+    given = [f"base={base}", f"data.source={examples[kind]}", "data.examples.template=chatml", *short]
+    result = job.train(load_recipe(path, [*given, "sample.sampling.max_tokens=4"]), tmp_path / "run")
+    result.run.close()
+    assert result.outcome == "finished"
+    assert result.figures["validation_loss"] < result.before["validation_loss"]
 
 
 def test_few_examples_cannot_be_divided(base: Path, tmp_path: Path) -> None:

@@ -140,8 +140,6 @@ class Recipe(Settings):
             raise SettingError("reward", self.reward.model_dump(mode="json"), known)
         if (self.teacher is None) == (name == "distillation"):
             raise SettingError("teacher", self.teacher, "a model" if name == "distillation" else f"none with {name}")
-        if self.adapt is not None and self.base is None:
-            raise SettingError("adapt", self.adapt.written(), "none without a base: fresh weights are learned whole")
         if reads != "documents" and self.data.mixture:
             raise SettingError("data.mixture", len(self.data.mixture), f"data.source: {name} reads {reads}, not texts")
         return self
@@ -230,6 +228,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def settled(recipe: Recipe) -> Recipe:
     """The recipe with what its base brings: the shape, the size of the vocabulary, the place as an absolute path."""
+    if recipe.base is None and recipe.adapt is not None:
+        raise SettingError("adapt", recipe.adapt.written(), "none without a base: fresh weights are learned whole")
     if recipe.base is None:
         return recipe
     source = open_any(recipe.base)
