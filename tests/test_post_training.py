@@ -13,6 +13,8 @@ from tessera import job
 from tessera.config import assign
 from tessera.errors import DamagedError, InputError, SettingError
 from tessera.lm import LM
+from tessera.material_examples import Examples
+from tessera.plan import check_room
 from tessera.reading import what_was_read
 from tessera.recipe import Recipe, load_recipe, settled
 from tessera.store.run import Run
@@ -352,6 +354,25 @@ def test_the_recipes_run(path: Path, base: Path, examples: dict[str, Path], tmp_
     result.run.close()
     assert result.outcome == "finished"
     assert result.figures["validation_loss"] < result.before["validation_loss"]
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "grpo"])
+def test_the_room_is_that_of_the_longest_row(
+    objective: str, base: Path, examples: dict[str, Path], tmp_path: Path
+) -> None:
+    given = settled(recipe(objective, base, examples, "train.batch_size=20"))
+    tokenizer, material = Examples.make(given, tmp_path, LM.load(base).tokenizer)
+    source = material.rows["train"].source
+    if objective == "grpo":
+        assert material.longest(given) == max(map(len, source.prompts)) + TRIED["max_tokens"]
+        return
+    (batch,) = source.in_order()
+    sides = [batch] if objective == "sft" else list(batch.sides)
+    widths = [side.inputs_BT.shape[1] + 1 for side in sides]  # the last token is not among the inputs
+    assert material.longest(given) == len(sides) * max(widths)
+    said: list[str] = []
+    check_room(given, tmp_path, say=said.append, row=material.longest(given))
+    assert said == []
 
 
 def test_few_examples_cannot_be_divided(base: Path, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer
 from tessera.tokenizers.chat import encode_chats
 
+ANSWER = 128
+"""The most tokens of an answer that is tried, unless the objective says."""
 RECORDS = "examples.jsonl"
 PARTS = ("train", "validation")
 SHOWN = 3
@@ -119,6 +121,16 @@ class Examples(Material):
             return f"{train.steps:,} steps of {per_step:,} answers to {n:,} tasks"
         of = "rows" if recipe.reads == "conversations" else recipe.reads
         return f"{train.steps:,} steps of {per_step:,} {of}: {train.steps * per_step / n:.2f} epochs of {n:,}"
+
+    def longest(self, recipe: Recipe) -> int:
+        source = self.rows["train"].source
+        if isinstance(source, TaskRows):
+            answer = recipe.objective.settings.get("max_tokens", ANSWER)
+            return source.longest + int(answer)
+        rows = [[len(each.ids) for each in examples_of(source, row)] for row in range(source.n)]
+        if isinstance(source, ExampleRows):
+            return max(map(sum, rows))
+        return 2 * max(map(max, rows))  # both answers of a pair; a judged one, and the mismatched one
 
     def objective(self, recipe: Recipe, model: Decoder, tokenizer: Tokenizer) -> Objective:
         source = self.rows["train"].source
