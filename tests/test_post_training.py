@@ -361,7 +361,7 @@ def test_the_room_is_that_of_the_longest_row(
     objective: str, base: Path, examples: dict[str, Path], tmp_path: Path
 ) -> None:
     given = settled(recipe(objective, base, examples, "train.batch_size=20"))
-    tokenizer, material = Examples.make(given, tmp_path, LM.load(base).tokenizer)
+    _, material = Examples.make(given, tmp_path, LM.load(base).tokenizer)
     source = material.rows["train"].source
     if objective == "grpo":
         assert material.longest(given) == max(map(len, source.prompts)) + TRIED["max_tokens"]
