@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,23 @@ def test_examples_that_were_changed(base: Path, examples: dict[str, Path], tmp_p
     kept.write_text(kept.read_text().replace("cat", "rat"))
     with pytest.raises(DamagedError, match=r"examples\.jsonl"):
         job.resume(tmp_path / "run", ["train.steps=8"])
+
+
+def test_any_text_and_any_other_field_is_kept(base: Path, tmp_path: Path) -> None:
+    """Characters at which Python ends a line, and what a table has that JSON has not."""
+    pyarrow = pytest.importorskip("pyarrow", reason="a .parquet file needs the package pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="a .parquet file needs the package pyarrow")
+    said = ["a\u2028b", "c\x85d", "e\x0cf", "g\r\nh", "\u4f60\u597d", "i", "j", "k"]
+    when = [datetime(2026, 1, 1 + day, tzinfo=UTC) for day in range(len(said))]
+    table = pyarrow.table(
+        {"prompt": ["Say"] * len(said), "completion": said, "when": when, "raw": [b"\xff"] * len(said)}
+    )
+    parquet.write_table(table, tmp_path / "said.parquet")
+    given = recipe("sft", base, {"conversations": tmp_path / "said.parquet"}, "data.examples.held_out=2")
+    job.train(given, tmp_path / "run").run.close()
+    result = job.resume(tmp_path / "run", ["train.steps=8"])
+    assert result.step == 8
+    result.run.close()
 
 
 def test_the_files_may_be_gone(base: Path, tmp_path: Path) -> None:

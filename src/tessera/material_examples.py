@@ -68,14 +68,15 @@ class Examples(Material):
     @classmethod
     def make(cls, recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> "tuple[Tokenizer, Examples]":
         """Read the sources, hold some out, and keep all in `folder` once every one could be encoded."""
-        records = _divided(recipe)
+        # What a table has beside JSON's types (a time, bytes) is text from here on, as when it is read again.
+        lines = [
+            json.dumps({"part": part, "where": record.where, "content": record.content}, default=str)
+            for part, found in _divided(recipe).items()
+            for record in found
+        ]
+        records = _read(lines)
         tokenizer = _templated(tokenizer, recipe.data.examples.template)
         rows = {part: _rows(recipe, records[part], tokenizer) for part in PARTS}
-        lines = [
-            json.dumps({"part": part, "where": record.where, "content": record.content}, ensure_ascii=False)
-            for part in PARTS
-            for record in records[part]
-        ]
         data = "".join(f"{line}\n" for line in lines).encode()
         make_folders(folder)
         write_bytes_atomic(folder / RECORDS, data)
@@ -90,10 +91,7 @@ class Examples(Material):
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 != run.info["data_sha256"]:
             raise DamagedError(folder / RECORDS, "it is not what the run was started with")
-        records: dict[str, list[Record]] = {part: [] for part in PARTS}
-        for line in data.decode().splitlines():
-            content = json.loads(line)
-            records[content["part"]].append(Record(content["content"], content["where"]))
+        records = _read(data.decode().splitlines())
         return cls(folder, records, sha256, {part: _rows(recipe, records[part], tokenizer) for part in PARTS})
 
     def info(self, recipe: Recipe) -> dict[str, Any]:
@@ -201,6 +199,15 @@ def _beginnings(source: Any) -> list[np.ndarray]:
         return [np.asarray(prompt) for prompt in source.prompts[:SHOWN]]
     examples = [examples_of(source, row)[0] for row in range(min(SHOWN, source.n))]
     return [example.ids[: int(example.learned.argmax())] for example in examples]
+
+
+def _read(lines: Sequence[str]) -> dict[str, list[Record]]:
+    """The records of each part, from lines of ASCII."""
+    records: dict[str, list[Record]] = {part: [] for part in PARTS}
+    for line in lines:
+        found = json.loads(line)
+        records[found["part"]].append(Record(found["content"], found["where"]))
+    return records
 
 
 def _divided(recipe: Recipe) -> dict[str, list[Record]]:
