@@ -4,8 +4,9 @@ A run that learned adapters holds nothing of the model below them: that is opene
 sha256, and comes with the adapters merged into it: a model like any other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,9 @@ def _open_run(path: Path, step: int | None) -> RunSource:
         recipe, folder = run.recipe, run.path
         settings = check(DecoderSettings, recipe["model"])
         loaded = run.checkpoints.read(step, prefix="model")
+    tensors: Mapping[str, Tensor]
     if recipe.get("adapt") is not None:
-        tensors = _merged(recipe, loaded, folder)
+        tensors = _Merged(recipe, loaded, folder)
     else:
         tensors = {name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()}
 
@@ -134,18 +136,37 @@ def open_adapted(path: str | Path, *, step: int | None = None) -> tuple[Decoder,
         return _adapted(run.recipe, loaded, run.path), check(DecoderSettings, run.recipe["model"]), run.recipe["base"]
 
 
-def _merged(recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> dict[str, Tensor]:
-    """The weights of a run's base with what its adapters have learned."""
-    model = _adapted(recipe, loaded, folder)
-    merge_and_remove(model)
-    return dict(model.state_dict())
+class _Merged(Mapping[str, Tensor]):
+    """The weights of a run's base with what its adapters have learned: made when the first one is asked for."""
+
+    def __init__(self, recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> None:
+        self._recipe, self._loaded, self._folder = recipe, loaded, folder
+        self._names = _base_of(recipe, folder).names
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        model = _adapted(self._recipe, self._loaded, self._folder)
+        merge_and_remove(model)
+        return dict(model.state_dict())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _base_of(recipe: Mapping[str, Any], folder: Path) -> ModelSource:
+    try:
+        return open_base(recipe["base"], beside=folder.parent)
+    except InputError as error:
+        raise InputError(f"{folder} has adapters only, and the model below them cannot be opened: {error}") from None
 
 
 def _adapted(recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> Decoder:
-    try:
-        base = open_base(recipe["base"], beside=folder.parent)
-    except InputError as error:
-        raise InputError(f"{folder} has adapters only, and the model below them cannot be opened: {error}") from None
-    model = build_base(base, Spec.read(recipe["adapt"]))
+    model = build_base(_base_of(recipe, folder), Spec.read(recipe["adapt"]))
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()})
     return model
