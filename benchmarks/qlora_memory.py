@@ -36,6 +36,7 @@ WAYS = {
     "fp32": "LoRA",
     "int8": "QLoRA, int8",
     "nf4": "QLoRA, NF4",
+    "nf4-again": "QLoRA, NF4, activations made again",
 }
 STATUS = Path("/proc/self/status")
 
@@ -64,9 +65,12 @@ def fine_tune(way: str, *, steps: int, context: int, batch_size: int, rank: int)
         return {"way": way, "opened": most_held(), "peak": most_held(), "loss": [], "seconds": 0.0, "learned": 0}
     source = open_model(model_file())
     torch.manual_seed(0)
+    asked, way = way, way.removesuffix("-again")
     model = build_quantized(source, way) if way in ("nf4", "int8") else source.build()
     if way in ("nf4", "int8", "fp32"):
         Lora(rank=rank)(model)
+    if way != asked:
+        model.recompute_every = 1
     assert source.tokenizer is not None
     ids = np.array(source.tokenizer.encode(text(), specials="none"), dtype=np.uint16)
     data = EpochWindows(shard=Shard(ids), context=context, batch_size=batch_size, seed=0)
@@ -83,7 +87,7 @@ def fine_tune(way: str, *, steps: int, context: int, batch_size: int, rank: int)
     opened = most_held()
     trainer.run()
     return {
-        "way": way,
+        "way": asked,
         "opened": opened,
         "peak": most_held(),
         "loss": [round(progress.loss, 4) for progress in seen],

@@ -43,7 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_stage_is_measured_on_what_none_has_seen(small: None, tmp_path: Path) -> None:
-    made = demo_assistant.run(tmp_path / "made", minutes=2)
+    made = demo_assistant.run(tmp_path / "made", minutes=60)
     assert [stage.name for stage in made.stages] == ["base", "sft", "dpo"]
     summary = json.loads(json.dumps(made.summary()))
     assert summary["outcome"] == "finished"
@@ -64,7 +64,7 @@ def test_every_stage_is_measured_on_what_none_has_seen(small: None, tmp_path: Pa
 
 
 def test_held_out_modules_are_in_no_stage(small: None, tmp_path: Path) -> None:
-    made = demo_assistant.run(tmp_path / "made", minutes=2)
+    made = demo_assistant.run(tmp_path / "made", minutes=60)
     held = {text.split("`")[1].split(".")[0] for text in made.questions}
     assert held
     text = (made.path / "data" / "text.jsonl").read_text(encoding="utf-8")

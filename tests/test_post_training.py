@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,28 @@ from tessera import job
 from tessera.config import assign
 from tessera.errors import DamagedError, InputError, SettingError
 from tessera.lm import LM
+from tessera.material_examples import Examples
+from tessera.plan import check_room
+from tessera.reading import what_was_read
 from tessera.recipe import Recipe, load_recipe, settled
 from tessera.store.run import Run
 
-READS = {"sft": "conversations", "dpo": "pairs", "reward": "pairs", "orpo": "pairs", "kto": "judged"}
+RECIPES = Path(__file__).parents[1] / "recipes"
+TRIED = {"prompts": 4, "max_tokens": 6}
+TRIES = {
+    "grpo": {"objective": {"name": "grpo", "group_size": 2, **TRIED}, "reward.checker": "exact"},
+    "ppo": {"objective": {"name": "ppo", "epochs": 2, **TRIED}, "reward.checker": {"name": "regex", "pattern": "a"}},
+}
+"""Recipes of reinforcement."""
+READS = {
+    "grpo": "tasks",
+    "ppo": "tasks",
+    "sft": "conversations",
+    "dpo": "pairs",
+    "reward": "pairs",
+    "orpo": "pairs",
+    "kto": "judged",
+}
 ADAPTED = {"adapt": ADAPT}
 
 
@@ -31,7 +50,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def recipe(objective: str, base: Path, examples: dict[str, Path], *overrides: str, **more: Any) -> Recipe:
-    content = assign(RECIPE, {"objective": objective, "base": str(base), **more})
+    content = assign(RECIPE, {"objective": objective, "base": str(base), **TRIES.get(objective, {}), **more})
     return load_recipe(None, overrides, sources=[str(examples[READS[objective]])], base=content)
 
 
@@ -48,7 +67,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 
 @pytest.mark.parametrize("adapted", [False, True])
-@pytest.mark.parametrize("objective", READS)
+@pytest.mark.parametrize("objective", [name for name in READS if name not in TRIES])
 def test_it_learns_and_says_what_it_was_before(
     objective: str, adapted: bool, base: Path, examples: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -68,7 +87,14 @@ def test_it_learns_and_says_what_it_was_before(
 
 @pytest.mark.parametrize(
     ("objective", "adapted", "store"),
-    [("sft", False, "files"), ("dpo", True, "files"), ("dpo", False, "sqlite"), ("kto", True, "files")],
+    [
+        ("sft", False, "files"),
+        ("dpo", True, "files"),
+        ("dpo", False, "sqlite"),
+        ("kto", True, "files"),
+        ("grpo", True, "files"),
+        ("ppo", False, "sqlite"),
+    ],
 )
 def test_a_broken_off_run_goes_on_bit_for_bit(
     objective: str, adapted: bool, store: str, base: Path, examples: dict[str, Path], tmp_path: Path
@@ -95,6 +121,34 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
     assert_same(weights(tmp_path / "broken", 6), weights(tmp_path / "whole", 6))
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("objective", TRIES)
+def test_answers_are_tried_and_judged(
+    objective: str, adapted: bool, base: Path, examples: dict[str, Path], tmp_path: Path
+) -> None:
+    result = job.train(recipe(objective, base, examples, **(ADAPTED if adapted else {})), tmp_path / "run")
+    assert result.figures.keys() == {"validation_loss", "reward", "length", "ended"}
+    assert result.figures["validation_loss"] == -result.figures["reward"]
+    assert {"reward", "kl"} <= set(result.run.metric_names())
+    result.run.close()
+    again = job.evaluate(tmp_path / "run")
+    assert again["length"] == pytest.approx(result.figures["length"])
+
+
+def test_a_reward_model_judges(base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
+    judge = tmp_path / "judge"
+    job.train(recipe("reward", base, examples), judge).run.close()
+    more = {"reward": {"model": str(judge)}}
+    result = job.train(recipe("grpo", base, examples, "train.steps=2", **more), tmp_path / "run")
+    result.run.close()
+    assert result.figures["reward"] not in (0.0, 1.0)
+    with pytest.raises(InputError, match="no run; a reward model is one that tessera reward has trained"):
+        job.train(recipe("grpo", base, examples, reward={"model": str(tmp_path / "none")}), tmp_path / "other")
+    with pytest.raises(InputError, match="no reward head"):
+        job.train(recipe("grpo", base, examples, reward={"model": str(base)}), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_adapters_alone_are_kept_and_open_as_a_model(base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     folder.mkdir()
@@ -118,6 +172,17 @@ def test_adapters_alone_are_kept_and_open_as_a_model(base: Path, examples: dict[
     write_base(tmp_path / "moved" / "base", seed=1)
     with pytest.raises(InputError, match="made for another base"):
         LM.load(tmp_path / "moved" / "run")
+
+
+def test_a_run_whose_base_has_moved_goes_on(base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(base, here)
+    job.train(recipe("sft", here, examples, **ADAPTED), tmp_path / "a" / "run").run.close()
+    here.rename(tmp_path / "there")
+    with pytest.raises(InputError, match="no such run, folder or file"):
+        job.resume(tmp_path / "a" / "run", ["train.steps=7"])
+    job.resume(tmp_path / "a" / "run", ["train.steps=7", f"base={tmp_path / 'there'}"]).run.close()
+    assert LM.load(tmp_path / "a" / "run").n_params == LM.load(base).n_params
 
 
 def test_what_a_run_came_from(base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
@@ -154,6 +219,23 @@ def test_going_on_with_another_text(base: Path, tmp_path: Path) -> None:
     result.run.close()
     assert result.tokenizer.fingerprint == LM.load(base).tokenizer.fingerprint
     assert result.figures["validation_loss"] < result.before["validation_loss"] - 0.5
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto"])
+def test_what_a_step_read(objective: str, base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
+    """All of an epoch's examples are read once, and each is told by its file and line."""
+    given = recipe(objective, base, examples, "train.steps=5", "data.examples.arrange=packed")
+    job.train(given, tmp_path / "run").run.close()
+    told = [what_was_read(tmp_path / "run", step=step, rows=True) for step in range(1, 6)]
+    (source,) = told[-1].sources
+    places = [stretch.document for step in told for row in step.rows for stretch in row.stretches]
+    assert source.rows == sum(len(step.rows) for step in told)
+    assert source.tokens == sum(stretch.tokens for step in told for row in step.rows for stretch in row.stretches)
+    if objective != "sft":  # 5 steps of 4 are all of the 20, in pairs both answers
+        assert source.epochs == 1
+        assert len(set(places)) == 20
+    kept = [json.loads(line) for line in (tmp_path / "run" / "data" / "examples.jsonl").read_text().splitlines()]
+    assert set(places) <= {each["where"] for each in kept if each["part"] == "train"}
 
 
 def test_so_many_epochs(base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
@@ -245,6 +327,23 @@ def test_examples_that_were_changed(base: Path, examples: dict[str, Path], tmp_p
         job.resume(tmp_path / "run", ["train.steps=8"])
 
 
+def test_any_text_and_any_other_field_is_kept(base: Path, tmp_path: Path) -> None:
+    """Characters at which Python ends a line, and what a table has that JSON has not."""
+    pyarrow = pytest.importorskip("pyarrow", reason="a .parquet file needs the package pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="a .parquet file needs the package pyarrow")
+    said = ["a\u2028b", "c\x85d", "e\x0cf", "g\r\nh", "\u4f60\u597d", "i", "j", "k"]
+    when = [datetime(2026, 1, 1 + day, tzinfo=UTC) for day in range(len(said))]
+    table = pyarrow.table(
+        {"prompt": ["Say"] * len(said), "completion": said, "when": when, "raw": [b"\xff"] * len(said)}
+    )
+    parquet.write_table(table, tmp_path / "said.parquet")
+    given = recipe("sft", base, {"conversations": tmp_path / "said.parquet"}, "data.examples.held_out=2")
+    job.train(given, tmp_path / "run").run.close()
+    result = job.resume(tmp_path / "run", ["train.steps=8"])
+    assert result.step == 8
+    result.run.close()
+
+
 def test_the_files_may_be_gone(base: Path, tmp_path: Path) -> None:
     made = write_examples(tmp_path)
     job.train(recipe("dpo", base, made), tmp_path / "run").run.close()
@@ -261,6 +360,37 @@ def test_a_recipe_that_was_printed_is_settled(base: Path, examples: dict[str, Pa
     assert again == first
     assert first.model.d_model == 32
     assert first.n_vocab == LM.load(base).model.n_vocab
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("smollm2-*.toml")), ids=lambda path: path.stem)
+def test_the_recipes_run(path: Path, base: Path, examples: dict[str, Path], tmp_path: Path) -> None:
+    """On a small model and few examples; that of SmolLM2 takes minutes."""
+    kind = READS[load_recipe(path).objective.name]
+    short = ["data.examples.held_out=6", "data.examples.epochs=1", "data.examples.max_tokens=64", "train.device=cpu"]
+    given = [f"base={base}", f"data.source={examples[kind]}", "data.examples.template=chatml", *short]
+    result = job.train(load_recipe(path, [*given, "sample.sampling.max_tokens=4"]), tmp_path / "run")
+    result.run.close()
+    assert result.outcome == "finished"
+    assert result.figures["validation_loss"] < result.before["validation_loss"]
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "kto", "grpo"])
+def test_the_room_is_that_of_the_longest_row(
+    objective: str, base: Path, examples: dict[str, Path], tmp_path: Path
+) -> None:
+    given = settled(recipe(objective, base, examples, "train.batch_size=20"))
+    _, material = Examples.make(given, tmp_path, LM.load(base).tokenizer)
+    source = material.rows["train"].source
+    if objective == "grpo":
+        assert material.longest(given) == max(map(len, source.prompts)) + TRIED["max_tokens"]
+        return
+    (batch,) = source.in_order()
+    sides = [batch] if objective == "sft" else list(batch.sides)
+    widths = [side.inputs_BT.shape[1] + 1 for side in sides]  # the last token is not among the inputs
+    assert material.longest(given) == len(sides) * max(widths)
+    said: list[str] = []
+    check_room(given, tmp_path, say=said.append, row=material.longest(given))
+    assert said == []
 
 
 def test_few_examples_cannot_be_divided(base: Path, tmp_path: Path) -> None:

@@ -196,7 +196,7 @@ def _recipe(name: str, path: Path, files: Mapping[str, Path], seed: int, minutes
 
 def _report(made: Assistant) -> str:
     """All stages on one page."""
-    head = "<tr><td></td><td>loss of held-out answers</td><td>right answer preferred</td><td>minutes</td></tr>"
+    head = "<tr><th></th><th>loss of held-out answers</th><th>right answer preferred</th><th>minutes</th></tr>"
     rows = "".join(
         f'<tr><td><a href="{stage.name}/report.html">{stage.name}</a></td><td>{stage.loss:.3f}</td>'
         f"<td>{stage.accuracy:.1%}</td><td>{stage.seconds / 60:.1f}</td></tr>"

@@ -7,8 +7,10 @@ sees to it that everything lands in the run. `resume` goes on where a run stoppe
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,20 @@ from tessera.generate.engine import Engine
 from tessera.material import VALIDATION, Detailed, Figures, Material
 from tessera.model.decoder import Decoder
 from tessera.objectives.objective import Objective
-from tessera.opening import by_the_first, check_together, closed_on_error, create, reopen, reopen_material
+from tessera.opening import (
+    by_the_first,
+    check_together,
+    closed_on_error,
+    create,
+    reopen,
+    reopen_material,
+    undone_on_error,
+)
 from tessera.optim.schedule import SCHEDULES
 from tessera.plan import training_flops
 from tessera.recipe import (
     Recipe,
+    absolute,
     build_model,
     build_optimizer,
     pick_compilation,
@@ -39,7 +50,7 @@ from tessera.tokenizers import Tokenizer, tokenizer_from_json
 from tessera.train.checkpoint import seed_generators
 from tessera.train.compile import cache_folder, compile_seconds
 from tessera.train.distributed import distribute
-from tessera.train.precision import FP32
+from tessera.train.precision import FP32, Precision
 from tessera.train.profile import StepProfiler
 from tessera.train.progress import Outcome
 from tessera.train.stopwatch import Stopwatch
@@ -101,8 +112,10 @@ def train(
     check_together(recipe, world)
     set_threads(recipe)
     parts = by_the_first(recipe, world, lambda: create(recipe, out, watcher, clock))
+    with undone_on_error(parts[0], world):
+        made = _Job(check(Recipe, parts[0].recipe), *parts, watcher, clock, world)
     with closed_on_error(parts[0]):
-        return _Job(check(Recipe, parts[0].recipe), *parts, watcher, clock, world).go(measure=measure, profile=profile)
+        return made.go(measure=measure, profile=profile)
 
 
 def resume(
@@ -137,7 +150,10 @@ def resumed_recipe(path: str | Path, overrides: Sequence[str]) -> Recipe:
                 "moved); train a new one"
             )
     written = Run.open(path).recipe
-    return check(Recipe, override(written, list(overrides)))
+    recipe = check(Recipe, override(written, list(overrides)))
+    if recipe.base is None or recipe.base == written.get("base"):
+        return recipe
+    return recipe.model_copy(update={"base": absolute(recipe.base)})
 
 
 class _Job:
@@ -161,6 +177,7 @@ class _Job:
         self.model = build_model(recipe, tokenizer.n_vocab, beside=run.path.parent).to(self.device)
         self.objective: Objective = material.objective(recipe, self.model, tokenizer).to(self.device)
         precision = pick_precision(recipe, run.info.get("precision", FP32.written()))
+        self.objective.as_trained = partial(_as_trained, precision, self.device)
         self.compilation = pick_compilation(recipe)
         chosen = (precision.describe(), precision.prepare(self.model), self.compilation.describe())
         self._chosen = [line for line in chosen if line]
@@ -294,6 +311,12 @@ class _Job:
         learned = sum(each.numel() for each in self.objective.parameters() if each.requires_grad)
         of = "" if learned == self.model.n_params else f", {learned:,} of which are learned"
         return f"{self.model.n_params:,} parameters{of}, {self.material.describe(self.recipe)}{by}"
+
+
+@contextmanager
+def _as_trained(precision: Precision, device: torch.device) -> Iterator[None]:
+    with precision.step(), precision.forward(device):
+        yield
 
 
 def _not_noted(step: int, cursor: Any, rows: Any) -> None:

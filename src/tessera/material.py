@@ -50,6 +50,10 @@ class Material(ABC):
     def describe(self, recipe: Recipe) -> str:
         """How much of it the run will read."""
 
+    def longest(self, recipe: Recipe) -> int:
+        """The most tokens that a row of a batch has."""
+        return recipe.model.context
+
     @abstractmethod
     def validate(self, recipe: Recipe, objective: Objective, tokenizer: Tokenizer) -> Figures:
         """The figures on held-out data while training, VALIDATION among them."""

@@ -20,7 +20,7 @@ from tessera.adapt import disabled, frozen_sha256, is_frozen
 from tessera.config import build
 from tessera.data.checkers import CHECKERS, tasks_of
 from tessera.data.conversations import PLAIN, encode_records
-from tessera.data.examples import ARRANGEMENTS, ExampleRows, Fitting, fit
+from tessera.data.examples import ARRANGEMENTS, Example, ExampleRows, Fitting, fit
 from tessera.data.preferences import JudgedRows, PairRows, judged_of, pairs_of
 from tessera.data.records import Record, read_records
 from tessera.data.settings import ExampleSettings
@@ -41,6 +41,8 @@ from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer
 from tessera.tokenizers.chat import encode_chats
 
+ANSWER = 128
+"""The most tokens of an answer that is tried, unless the objective says."""
 RECORDS = "examples.jsonl"
 PARTS = ("train", "validation")
 SHOWN = 3
@@ -66,14 +68,15 @@ class Examples(Material):
     @classmethod
     def make(cls, recipe: Recipe, folder: Path, tokenizer: Tokenizer) -> "tuple[Tokenizer, Examples]":
         """Read the sources, hold some out, and keep all in `folder` once every one could be encoded."""
-        records = _divided(recipe)
+        # What a table has beside JSON's types (a time, bytes) is text from here on, as when it is read again.
+        lines = [
+            json.dumps({"part": part, "where": record.where, "content": record.content}, default=str)
+            for part, found in _divided(recipe).items()
+            for record in found
+        ]
+        records = _read(lines)
         tokenizer = _templated(tokenizer, recipe.data.examples.template)
         rows = {part: _rows(recipe, records[part], tokenizer) for part in PARTS}
-        lines = [
-            json.dumps({"part": part, "where": record.where, "content": record.content}, ensure_ascii=False)
-            for part in PARTS
-            for record in records[part]
-        ]
         data = "".join(f"{line}\n" for line in lines).encode()
         make_folders(folder)
         write_bytes_atomic(folder / RECORDS, data)
@@ -88,10 +91,7 @@ class Examples(Material):
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 != run.info["data_sha256"]:
             raise DamagedError(folder / RECORDS, "it is not what the run was started with")
-        records: dict[str, list[Record]] = {part: [] for part in PARTS}
-        for line in data.decode().splitlines():
-            content = json.loads(line)
-            records[content["part"]].append(Record(content["content"], content["where"]))
+        records = _read(data.decode().splitlines())
         return cls(folder, records, sha256, {part: _rows(recipe, records[part], tokenizer) for part in PARTS})
 
     def info(self, recipe: Recipe) -> dict[str, Any]:
@@ -115,9 +115,20 @@ class Examples(Material):
         train, n = recipe.train, self.rows["train"].source.n
         per_step = train.batch_size * train.accumulate
         if recipe.reads == "tasks":
+            per_step = recipe.objective.settings.get("minibatch") or per_step
             return f"{train.steps:,} steps of {per_step:,} answers to {n:,} tasks"
         of = "rows" if recipe.reads == "conversations" else recipe.reads
         return f"{train.steps:,} steps of {per_step:,} {of}: {train.steps * per_step / n:.2f} epochs of {n:,}"
+
+    def longest(self, recipe: Recipe) -> int:
+        source = self.rows["train"].source
+        if isinstance(source, TaskRows):
+            answer = recipe.objective.settings.get("max_tokens", ANSWER)
+            return source.longest + int(answer)
+        rows = [[len(each.ids) for each in examples_of(source, row)] for row in range(source.n)]
+        if isinstance(source, ExampleRows):
+            return max(map(sum, rows))
+        return 2 * max(map(max, rows))  # both answers of a pair; a judged one, and the mismatched one
 
     def objective(self, recipe: Recipe, model: Decoder, tokenizer: Tokenizer) -> Objective:
         source = self.rows["train"].source
@@ -166,7 +177,7 @@ class Examples(Material):
             return []
         given = recipe.sample.prompts
         if given == SampleSettings().prompts:
-            ids = [begin.tolist() for begin in _beginnings(self.rows["validation"].source)[:SHOWN]]
+            ids = [begin.tolist() for begin in _beginnings(self.rows["validation"].source)]
         elif recipe.data.examples.template == PLAIN:
             return [(text, text) for text in given]
         else:
@@ -174,17 +185,29 @@ class Examples(Material):
         return [(tokenizer.decode(each), each) for each in ids]
 
 
+def examples_of(source: Any, row: int) -> list[Example]:
+    """What a row of conversations, of pairs or of judged answers is made of."""
+    if isinstance(source, ExampleRows):
+        return [source.examples[i] for i in source.rows[row]]
+    first, second = source.groups[row]
+    return [first, second] if isinstance(source, PairRows) else [first]
+
+
 def _beginnings(source: Any) -> list[np.ndarray]:
-    """The ids before what is learned of each example, and those of tasks."""
+    """The ids before what is learned of the first example of each row, and those of tasks."""
     if isinstance(source, TaskRows):
-        return [np.asarray(prompt) for prompt in source.prompts]
-    if isinstance(source, PairRows):
-        examples = [pair.chosen for pair in source.pairs]
-    elif isinstance(source, JudgedRows):
-        examples = [each.example for each in source.judged]
-    else:
-        examples = source.examples
+        return [np.asarray(prompt) for prompt in source.prompts[:SHOWN]]
+    examples = [examples_of(source, row)[0] for row in range(min(SHOWN, source.n))]
     return [example.ids[: int(example.learned.argmax())] for example in examples]
+
+
+def _read(lines: Sequence[str]) -> dict[str, list[Record]]:
+    """The records of each part, from lines of ASCII."""
+    records: dict[str, list[Record]] = {part: [] for part in PARTS}
+    for line in lines:
+        found = json.loads(line)
+        records[found["part"]].append(Record(found["content"], found["where"]))
+    return records
 
 
 def _divided(recipe: Recipe) -> dict[str, list[Record]]:

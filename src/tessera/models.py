@@ -4,8 +4,9 @@ A run that learned adapters holds nothing of the model below them: that is opene
 sha256, and comes with the adapters merged into it: a model like any other.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _open_run(path: Path, step: int | None) -> RunSource:
     stored: dict[str, QuantizedWeight] = {}
     tensors: Mapping[str, Tensor]
     if recipe.get("adapt") is not None:
-        tensors = _merged(recipe, loaded, folder)
+        tensors = _Merged(recipe, loaded, folder)
     else:
         plain, stored = matrices({name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()})
         tensors = PlainTensors(plain, stored)
@@ -168,15 +169,49 @@ def _blocks(stored: Mapping[str, QuantizedWeight]) -> Callable[[str], tuple[str,
     return blocks
 
 
-def _merged(recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> dict[str, Tensor]:
-    """The weights of a run's base with what its adapters have learned."""
+def open_adapted(path: str | Path, *, step: int | None = None) -> tuple[Decoder, DecoderSettings, str]:
+    """The model of a run with the adapters that it has learned, not merged; its shape, and where its base is."""
+    local = local_path(path)
+    if not (local.exists() and holds_run(local)):
+        raise InputError(f"{path}: no run, so it has no adapters of its own")
+    with Run.open(local) as run:
+        if run.recipe.get("adapt") is None:
+            raise InputError(f"{path}: the run has learned all weights, and no adapters")
+        loaded = run.checkpoints.read(step, prefix="model")
+        return _adapted(run.recipe, loaded, run.path), check(DecoderSettings, run.recipe["model"]), run.recipe["base"]
+
+
+class _Merged(Mapping[str, Tensor]):
+    """The weights of a run's base with what its adapters have learned: made when the first one is asked for."""
+
+    def __init__(self, recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> None:
+        self._recipe, self._loaded, self._folder = recipe, loaded, folder
+        self._names = _base_of(recipe, folder).names
+
+    @cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        model = _adapted(self._recipe, self._loaded, self._folder)
+        merge_and_remove(model)
+        return dict(model.state_dict())
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _base_of(recipe: Mapping[str, Any], folder: Path) -> ModelSource:
     try:
-        base = open_base(recipe["base"], beside=folder.parent)
+        return open_base(recipe["base"], beside=folder.parent)
     except InputError as error:
-        raise InputError(
-            f"{folder}: the run has adapters only, and the model below them cannot be opened: {error}"
-        ) from None
-    model = build_base(base, Spec.read(recipe["adapt"]))
+        raise InputError(f"{folder} has adapters only, and the model below them cannot be opened: {error}") from None
+
+
+def _adapted(recipe: Mapping[str, Any], loaded: Loaded, folder: Path) -> Decoder:
+    model = build_base(_base_of(recipe, folder), Spec.read(recipe["adapt"]))
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()})
-    merge_and_remove(model)
-    return dict(model.state_dict())
+    return model

@@ -63,9 +63,12 @@ def by_the_first(recipe: Recipe, world: World, begin: Callable[[], Opened]) -> O
 def create(recipe: Recipe, out: str | Path | None, watcher: Watcher, clock: Stopwatch) -> Opened:
     path = Path(out) if out is not None else free_path(Path("runs") / recipe.name)
     _check_free(path)
-    check_room(recipe, path, say=watcher.say)
+    if recipe.reads == "documents":  # which may take long to prepare
+        check_room(recipe, path, say=watcher.say)
     with _claimed(path) as lock:
         tokenizer, material = _make_material(recipe, path / "data", watcher, clock)
+        if recipe.reads != "documents":
+            check_room(recipe, path, say=watcher.say, row=material.longest(recipe))
         for line in material.check(recipe, tokenizer):
             watcher.say(line)
         recipe = material.fitted(recipe)
@@ -115,9 +118,10 @@ def reopen(recipe: Recipe, path: str | Path, overrides: Sequence[str], watcher: 
     with closed_on_error(run):
         tokenizer = tokenizer_from_json(run.tokenizer_json)
         kept = len(run.checkpoints.steps())
-        check_room(recipe, run.path, say=watcher.say, n_vocab=tokenizer.n_vocab, kept=kept)
         with clock("data"):
             material = reopen_material(recipe, run, tokenizer)
+        row = material.longest(recipe)
+        check_room(recipe, run.path, say=watcher.say, n_vocab=tokenizer.n_vocab, row=row, kept=kept)
         for line in material.check(recipe, tokenizer):
             watcher.say(line)
         if overrides:
@@ -145,6 +149,18 @@ def closed_on_error(run: Run) -> Iterator[None]:
         yield
     except BaseException:
         run.close()
+        raise
+
+
+@contextmanager
+def undone_on_error(run: Run, world: World) -> Iterator[None]:
+    """Leave nothing of a run that was only just made, if the block fails."""
+    try:
+        with closed_on_error(run):
+            yield
+    except BaseException:
+        if world.is_first:
+            shutil.rmtree(run.path, ignore_errors=True)
         raise
 
 

@@ -73,18 +73,23 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, *, n_vocab: int | None = None, speed: Callable[[torch.device], float] | None = None
+    recipe: Recipe,
+    *,
+    n_vocab: int | None = None,
+    row: int | None = None,
+    speed: Callable[[torch.device], float] | None = None,
 ) -> Plan:
     """The plan of `recipe`; without `n_vocab`, what the tokenizer's settings promise.
 
-    `speed` gives a device's FLOP/s; it is measured unless said.
+    `row` is the most tokens that a row of a batch has, where that is known; `speed` gives a device's FLOP/s, and is
+    measured unless said.
     """
     n_vocab = recipe.n_vocab or (expected_vocabulary(recipe) if n_vocab is None else n_vocab)
     with torch.device("meta"):
         model = Decoder.from_settings(recipe.model, n_vocab=n_vocab)
         lora = None if recipe.adapt is None else build(ADAPTERS, recipe.adapt, path="adapt")
         learned = model if lora is None else lora.learned(model)
-    train, row = recipe.train, tokens_in_row(recipe)
+    train, row = recipe.train, row or tokens_in_row(recipe)
     tokens_per_step = train.batch_size * train.accumulate * row
     width = 4
     device = pick_device(train.device)
@@ -122,13 +127,22 @@ def tokens_in_row(recipe: Recipe) -> int:
 
 
 def check_room(
-    recipe: Recipe, path: Path, *, say: Callable[[str], None], n_vocab: int | None = None, kept: int = 0
+    recipe: Recipe,
+    path: Path,
+    *,
+    say: Callable[[str], None],
+    n_vocab: int | None = None,
+    row: int | None = None,
+    kept: int = 0,
 ) -> None:
     """Say what is worth saying about memory and disk before a run in the folder `path` starts; raise if it cannot fit.
 
     `kept` is how many checkpoints are there already.
     """
-    plan, train = make_plan(recipe, n_vocab=n_vocab, speed=lambda device: math.inf), recipe.train  # time is not asked
+    plan, train = (
+        make_plan(recipe, n_vocab=n_vocab, row=row, speed=lambda device: math.inf),
+        recipe.train,
+    )  # time is not asked
     lines = check_memory(
         torch.device(plan.device),
         fixed=plan.fixed,

@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
+
 from tessera.config import check
 from tessera.corpus import reopen_data
 from tessera.data.mixture import Mixture
 from tessera.data.prepared import Prepared
+from tessera.data.shuffle import Purpose, permutation
 from tessera.data.stream import Epochs, Row, Stream
+from tessera.data.tasks import TaskRows
 from tessera.errors import InputError
+from tessera.material_examples import Examples, examples_of
 from tessera.recipe import Recipe, build_stream
+from tessera.store.records import Draw
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, tokenizer_from_json
 
-ONE_TEXT = "text"
+ONE_TEXT, EXAMPLES = "text", "examples"
 """The name of the source where there is no mixture."""
 
 
@@ -78,6 +84,8 @@ def what_was_read(path: str | Path, *, step: int | None = None, rows: bool = Fal
             raise InputError(f"{path}: it is not noted what {which} read")
         recipe = check(Recipe, run.recipe)
         tokenizer = tokenizer_from_json(run.tokenizer_json)
+        if recipe.reads != "documents":
+            return _examples_read(Examples.reopen(recipe, run, tokenizer), draw, tokenizer, rows=rows)
         prepared = reopen_data(recipe, run, tokenizer)
         stream = build_stream(recipe, prepared, end_id=tokenizer.end_id)
         stream.restore(draw.cursor)
@@ -101,6 +109,28 @@ def _sources(stream: Stream | Mixture, rows_drawn: int) -> Iterator[SourceRead]:
 
 def _source(name: str, stream: Stream, n: int) -> SourceRead:
     return SourceRead(name, n, stream.n_targets(n), n / stream.n_rows)
+
+
+def _examples_read(examples: Examples, draw: Draw, tokenizer: Tokenizer, *, rows: bool) -> StepRead:
+    """The same of examples: a row has one or several, of which the learned tokens count."""
+    source = examples.rows["train"].source
+    if isinstance(source, TaskRows):
+        raise InputError("a run that tries answers to tasks reads what it said itself: nothing of a file")
+    source.restore(draw.cursor)
+    drawn: list[RowRead] = []
+    for number, size in enumerate(draw.rows):
+        source.batch_size, epoch = size, source.epoch
+        for row in source.draw():
+            stretches = [
+                Stretch(each.where, 0, each.n_learned, tokenizer.decode(each.ids.tolist()))
+                for each in examples_of(source, row)
+            ]
+            drawn.append(RowRead(number, EXAMPLES, epoch, stretches))
+    learned = np.array([sum(each.n_learned for each in examples_of(source, row)) for row in range(source.n)])
+    part = permutation(source.n, seed=source.seed, purpose=Purpose.EPOCH, counter=source.epoch)[: source.position]
+    n_rows = source.epoch * source.n + source.position
+    tokens = int(source.epoch * learned.sum() + learned[part].sum())
+    return StepRead(draw.step, [SourceRead(EXAMPLES, n_rows, tokens, n_rows / source.n)], drawn if rows else [])
 
 
 class _Places:

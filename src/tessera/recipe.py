@@ -140,8 +140,6 @@ class Recipe(Settings):
             raise SettingError("reward", self.reward.model_dump(mode="json"), known)
         if (self.teacher is None) == (name == "distillation"):
             raise SettingError("teacher", self.teacher, "a model" if name == "distillation" else f"none with {name}")
-        if self.adapt is not None and self.base is None:
-            raise SettingError("adapt", self.adapt.written(), "none without a base: fresh weights are learned whole")
         if reads != "documents" and self.data.mixture:
             raise SettingError("data.mixture", len(self.data.mixture), f"data.source: {name} reads {reads}, not texts")
         return self
@@ -230,6 +228,8 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 def settled(recipe: Recipe) -> Recipe:
     """The recipe with what its base brings: the shape, the size of the vocabulary, the place as an absolute path."""
+    if recipe.base is None and recipe.adapt is not None:
+        raise SettingError("adapt", recipe.adapt.written(), "none without a base: fresh weights are learned whole")
     if recipe.base is None:
         return recipe
     source = open_any(recipe.base)
@@ -242,12 +242,12 @@ def settled(recipe: Recipe) -> Recipe:
         raise SettingError(
             "tokenizer", recipe.tokenizer.name, f"none beside a base, which brings its own ({recipe.base})"
         )
-    judge = recipe.reward if recipe.reward.model is None else RewardSettings(model=_absolute(recipe.reward.model))
-    places = {"base": _absolute(recipe.base), "teacher": recipe.teacher and _absolute(recipe.teacher), "reward": judge}
+    judge = recipe.reward if recipe.reward.model is None else RewardSettings(model=absolute(recipe.reward.model))
+    places = {"base": absolute(recipe.base), "teacher": recipe.teacher and absolute(recipe.teacher), "reward": judge}
     return recipe.model_copy(update={**places, "model": source.settings, "n_vocab": source.n_vocab})
 
 
-def _absolute(model: str) -> str:
+def absolute(model: str) -> str:
     """The place of a model wherever it is looked up from; hf:OWNER/NAME stays."""
     return str(Path(model).absolute()) if Path(model).exists() else model
 

@@ -36,6 +36,11 @@ def test_from_a_model_to_an_assistant(tessera: Any, made: tuple[Path, dict[str, 
     assert json.loads(tessera("evaluate", dpo, "--json").out)["accuracy"] == pytest.approx(0.5, abs=0.5)
     assert "margin" in tessera("evaluate", dpo).out
     assert "before" in (dpo / "report.html").read_text()
+    assert "peft" in tessera("export", dpo, "--to", "adapter", "--out", tmp_path / "adapter").out
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["base_model_name_or_path"]) == ("LORA", str(sft))
+    refused = tessera("export", sft, "--to", "adapter", "--out", tmp_path / "none")
+    assert "learned all weights, and no adapters" in refused.err
 
 
 def test_a_printed_recipe_does_the_same(tessera: Any, made: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from tessera.errors import InputError, SettingError
 from tessera.formats.source import ModelSource, put
 from tessera.model.decoder import Decoder
 from tessera.model.linear import ExpertLinear, Linear
+from tessera.native.freed import return_freed_memory
 
 BITS = {"nf4": 4.127, "int8": 8.5}
 """Of a weight, with its part of what belongs to its block."""
@@ -166,8 +167,10 @@ def base_bytes(model: nn.Module, kind: str) -> float:
 
 def build_quantized(source: ModelSource, kind: str) -> Decoder:
     """As `source.build()` and then `quantize_base`, but each weight is quantized when it is read: the model is never
-    there in full, only its largest tensor."""
+    there in full, only its largest tensor. From then on the process gives memory that it has freed back to the system
+    at once: steps take a little longer."""
     check_kind(kind)
+    return_freed_memory()
 
     def store(model: nn.Module, name: str, tensor: Tensor) -> None:
         path, _, leaf = name.rpartition(".")

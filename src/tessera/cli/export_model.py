@@ -8,10 +8,17 @@ from rich.markup import escape
 
 from tessera.cli.console import console
 
-NAMES = {"hf": "{name}-hf", "gguf": "{name}-{dtype}.gguf", "safetensors": "{name}.safetensors"}
+ADAPTER = "adapter"
+NAMES = {
+    "hf": "{name}-hf",
+    "gguf": "{name}-{dtype}.gguf",
+    "safetensors": "{name}.safetensors",
+    ADAPTER: "{name}-adapter",
+}
 LOADERS = {
     "hf": "transformers: AutoModelForCausalLM.from_pretrained({path!r}); vLLM: vllm serve {path}",
     "gguf": "llama.cpp: llama-cli -m {path}; Ollama: a Modelfile with the line FROM {path}",
+    ADAPTER: "peft: PeftModel.from_pretrained(base, {path!r})",
     "safetensors": "tessera: LM.load({path!r}); any other program: safetensors.safe_open",
 }
 USUAL = {"fp32": "f32", "fp16": "f16"}  # the types in the names of files
@@ -19,7 +26,7 @@ USUAL = {"fp32": "f32", "fp16": "f16"}  # the types in the names of files
 
 def export_model(
     run: Annotated[str, typer.Argument(help="A run, or any model that tessera generate opens.")],
-    to: Annotated[str, typer.Option(help="hf (a folder), gguf or safetensors.")],
+    to: Annotated[str, typer.Option(help="hf (a folder), gguf, safetensors, or adapter: a run's alone, for peft.")],
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -37,14 +44,17 @@ def export_model(
     from tessera.formats.source import FLOATS
     from tessera.models import RunSource, open_any
 
-    if to not in formats.EXPORTS:
-        raise SettingError("--to", to, ", ".join(formats.EXPORTS))
-    found = open_any(run, step=step)
+    if to not in NAMES:
+        raise SettingError("--to", to, ", ".join(NAMES))
+    found = None if to == ADAPTER else open_any(run, step=step)
     stored = found.stored_as if isinstance(found, RunSource) and to == "gguf" else None
     dtype = dtype or stored or "fp32"
     out = out or Path(NAMES[to].format(name=model_name(run), dtype=USUAL.get(dtype, dtype)))
     if out.exists():
         raise InputError(f"{out} is there already: choose another --out")
+    if found is None:
+        _export_adapter(run, out, step)
+        return
     if found.tokenizer is None:
         raise InputError(f"{run}: there is no tokenizer with the model, and other programs need one")
     shown = console()
@@ -62,3 +72,14 @@ def export_model(
     for line in lines:
         shown.print(escape(line))
     shown.print(f"wrote {escape(str(out))}\n{escape(LOADERS[to].format(path=str(out)))}")
+
+
+def _export_adapter(run: str, out: Path, step: int | None) -> None:
+    from tessera.adapt.peft_form import save_adapter
+    from tessera.models import open_adapted
+
+    model, settings, base = open_adapted(run, step=step)
+    shown = console()
+    for line in save_adapter(model, out, settings=settings, base=base):
+        shown.print(escape(line))
+    shown.print(f"wrote {escape(str(out))}\n{escape(LOADERS[ADAPTER].format(path=str(out)))}")

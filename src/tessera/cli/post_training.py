@@ -81,7 +81,7 @@ def usual(verb: str, *, adapted: bool) -> dict[str, Any]:
         "objective": {"name": found.objectives[0]},
         "optimizer": {"name": "adamw", "lr": rate, "betas": [0.9, 0.99], "weight_decay": 0.0},
         "schedule": {"name": "cosine", "warmup": 10, "floor": 0.1},
-        "train": {"batch_size": 8},
+        "train": {"batch_size": 8, "accumulate": 8 if verb in ("ppo", "grpo") else 1},
     }
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = Sequence[tuple[int, float]]
+NATS = ("next-token", "sft", "distillation")
+"""The objectives whose loss is one of tokens."""
 APART = {"seconds", "data_manifest"}  # facts that have their own place, or are too long for the table
 
 _STYLE = """
@@ -38,7 +40,9 @@ pre{background:var(--tile);border:1px solid var(--line);border-radius:.6rem;padd
   font:13px/1.5 ui-monospace,monospace;white-space:pre-wrap}
 pre em{color:var(--mark);font-style:normal}
 table{border-collapse:collapse;width:100%;font-size:.9rem}
-td{border-bottom:1px solid var(--line);padding:.3rem .6rem .3rem 0;vertical-align:top}
+td,th{border-bottom:1px solid var(--line);padding:.3rem .6rem .3rem 0;vertical-align:top}
+th{text-align:left;font-weight:400;color:var(--soft)}
+a{color:var(--mark)}
 td:last-child{font-family:ui-monospace,monospace;overflow-wrap:anywhere}
 figure{margin:0}
 svg{max-width:100%;height:auto}
@@ -88,7 +92,8 @@ def page(title: str, body: str) -> str:
 def curves(run: Run) -> str:
     """Training and validation loss over the steps, as an SVG."""
     named = {"training": smoothed(run.metrics("loss")), "validation": run.metrics("validation_loss")}
-    return svg(metric_figure(named, "loss (nats a token)"))
+    objective = (run.recipe.get("objective") or {}).get("name", NATS[0])
+    return svg(metric_figure(named, "loss (nats a token)" if objective in NATS else "loss"))
 
 
 def metric_figure(named_curves: Mapping[str, Curve], label: str) -> "Figure":
@@ -165,7 +170,7 @@ def _before_and_after(run: Run) -> str:
     both = [name for name in after if name in before]
     if not both:
         return ""
-    head = "<tr><td></td><td>before</td><td>after</td></tr>"
+    head = "<tr><th></th><th>before</th><th>after</th></tr>"
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{before[name]:.4f}</td><td>{after[name]:.4f}</td></tr>" for name in both
     )

@@ -6,7 +6,8 @@ head would be another), and where it stands in its data is a part of its state.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -43,6 +44,8 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.data = data
+        self.as_trained: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """What a step is made in, as its precision; for log-probabilities that are compared with those of a step."""
 
     def batches(self) -> Iterator[Any]:
         """The batches from the cursor on, without end."""

@@ -12,7 +12,6 @@ is in evaluation mode also while it learns, in which a mixture of experts does n
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -48,6 +47,7 @@ class Reinforcement(Objective):
     model: Decoder
     data: TaskRows
     reads: ClassVar[str] = "tasks"
+    watched: ClassVar[tuple[str, ...]] = ("reward", "kl")
     batch_type: ClassVar[type[RolloutBatch]] = RolloutBatch
 
     def __init__(
@@ -82,8 +82,6 @@ class Reinforcement(Objective):
         self.engine, self.base_only = Engine(model, tokenizer), base_only
         # In tuples, so that a module in them is no part of what is learned and saved.
         self._reference, self._judge = () if reference is None else (reference,), (judge,)
-        self.as_trained: Callable[[], AbstractContextManager[Any]] = nullcontext
-        """What a step is made in, as its precision: log-probabilities of a rollout are computed in the same."""
         self._number = self._position = 0
         self.model.eval()
 

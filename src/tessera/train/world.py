@@ -241,20 +241,26 @@ def _this_start(store: dist.Store, rank: int, size: int) -> str:
     nobody is to connect. Its count of restarts is not the same on all machines, so the first process draws a name, and
     one that finds its own place in it taken has read the name of an earlier start.
     """
+    deadline = time.monotonic() + TIMEOUT.total_seconds()
+
+    def pause() -> None:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"process {rank} of {size} waited {TIMEOUT} for the others")
+        time.sleep(PAUSE)
+
     if rank == 0:
         name = uuid.uuid4().hex
         store.set(NAME, name)
-        store.wait([f"{name}/{other}" for other in range(1, size)], TIMEOUT)
+        while not store.check([f"{name}/{other}" for other in range(1, size)]):  # not every store wakes who waits
+            pause()
         store.set(f"{name}/all", "")
         return name
-    name, is_ours, deadline = "", False, time.monotonic() + TIMEOUT.total_seconds()
+    name, is_ours = "", False
     while not (is_ours and store.check([f"{name}/all"])):
-        if time.monotonic() > deadline:
-            raise dist.DistStoreError(f"process {rank} of {size} waited {TIMEOUT} for the first one")
         latest = store.get(NAME).decode()
         if latest != name:
             name, is_ours = latest, store.add(f"{latest}/{rank}", 1) == 1
-        time.sleep(PAUSE)
+        pause()
     return name
 
 
