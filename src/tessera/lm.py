@@ -20,10 +20,13 @@ import torch
 from tessera import __version__
 from tessera.config import Spec, build, check
 from tessera.data.rows import DocumentRows
+from tessera.engines import cpu_backend, guesser_of
 from tessera.errors import InputError, SettingError
 from tessera.generate.engine import Engine
 from tessera.generate.quantize import stored_tensors
+from tessera.generate.requests import Backend
 from tessera.generate.sampling import Sampling
+from tessera.generate.speculative import Guesser
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
 from tessera.models import build_for_use, open_any
@@ -45,11 +48,28 @@ Say = Callable[[str], None]
 class LM:
     """A language model that can be trained, asked, saved and loaded."""
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, settings: DecoderSettings) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Decoder | Backend,
+        tokenizer: Tokenizer,
+        settings: DecoderSettings,
+        *,
+        guesser: Guesser[Any] | None = None,
+        cache: str = "float",
+    ) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
-        self.engine = Engine(model, tokenizer)
+        self.engine = Engine(model, tokenizer, guesser=guesser, cache=cache)
+
+    @property
+    def model(self) -> Decoder:
+        """The decoder; one that was opened to generate alone has its weights in another form."""
+        if not isinstance(self.engine.model, Decoder):
+            raise InputError(
+                "this model was opened with the CPU engine, to generate alone: load it with engine='torch' to train "
+                "it, to save it or to look into it"
+            )
+        return self.engine.model
 
     @classmethod
     def new(
@@ -208,22 +228,38 @@ class LM:
         *,
         step: int | None = None,
         device: str = "cpu",
-        dtype: str = "fp32",
+        dtype: str | None = None,
+        engine: str = "torch",
+        cache: str = "float",
+        lookup: bool = False,
+        draft: str | Path | None = None,
         say: Say | None = None,
     ) -> "LM":
         """The model at `path`: a run, a Hugging Face folder, a GGUF or safetensors file, or `hf:OWNER/NAME`.
 
-        Of a run it is the newest checkpoint that verifies, or `step`. `dtype` is fp32, bf16 or fp16. `say` hears of
-        each checkpoint that was skipped, and of what was assumed about a model from outside.
+        Of a run it is the newest checkpoint that verifies, or `step`. `say` hears of each checkpoint that was skipped,
+        and of what was assumed about a model from outside.
+
+        `engine` is "torch", "cpu" (kernels for a model that is not to be changed: several times as fast) or "auto": the
+        kernels on a CPU where they have the model and it is not small, else PyTorch. `dtype` is what the weights are
+        kept in: fp32, bf16 or fp16; for the kernels that of the file unless said, or q8_0, q4_0, q4_1, bf16, fp32.
+        `cache="int8"` keeps keys and values in a half or a quarter of the memory. `lookup` guesses from what was there before,
+        and `draft` is a smaller model with the same tokenizer that guesses: the same text, sooner.
         """
-        wanted = dtype_named(dtype)
+        say = say or _warn
         source = open_any(path, step=step)
         for line in source.notes:
-            (say or _warn)(line)
+            say(line)
         if source.tokenizer is None:
             raise InputError(f"{path}: there is no tokenizer with the model, so no text can be given to it")
-        model = build_for_use(source, wanted)
-        return cls(model.to(device).eval(), source.tokenizer, source.settings)
+        if device != "cpu" and engine == "auto":
+            engine = "torch"
+        guesser = guesser_of(source.tokenizer, lookup=lookup, draft=draft, engine=engine, say=say)
+        backend = cpu_backend(source, engine=engine, dtype=dtype, cache=cache, say=say)
+        if backend is not None:
+            return cls(backend, source.tokenizer, source.settings, guesser=guesser)
+        model = build_for_use(source, dtype_named(dtype or "fp32")).to(device).eval()
+        return cls(model, source.tokenizer, source.settings, guesser=guesser, cache=cache)
 
 
 def dtype_named(name: str) -> torch.dtype:

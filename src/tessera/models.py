@@ -4,9 +4,11 @@ A run that learned adapters holds nothing of the model below them: that is opene
 sha256, and comes with the adapters merged into it: a model like any other.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ from tessera.errors import InputError, SettingError
 from tessera.formats import ModelSource, open_model
 from tessera.formats.hub import local_path
 from tessera.formats.source import put
-from tessera.generate.quantize import KINDS, PlainTensors, QuantizedWeight, matrices, put_layer
+from tessera.generate.quantize import PlainTensors, QuantizedWeight, matrices, put_layer
+from tessera.generate.quantize.as_blocks import as_blocks
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
 from tessera.objectives.reward import ValueHead
@@ -27,8 +30,6 @@ from tessera.store.checkpoints import Loaded
 from tessera.store.folder import is_run
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, tokenizer_from_json
-
-GGUF_BLOCKS = {kind.name for kind in KINDS.values() if kind.is_block}
 
 
 @dataclass
@@ -43,9 +44,13 @@ class RunSource(ModelSource):
 
     @property
     def stored_as(self) -> str | None:
-        """The blocks of GGUF files that the run was quantized to, if it was."""
-        kinds = {weight.kind.name for name, weight in self.stored.items() if name.startswith("blocks.")}
-        return kinds.pop() if len(kinds) == 1 and kinds <= GGUF_BLOCKS else None
+        """The kind of blocks of GGUF files that most of the run's codes are, or can be as they are; None where none."""
+        sizes: Counter[str | None] = Counter()
+        for name, weight in self.stored.items():
+            if name.startswith("blocks."):
+                found = as_blocks(weight)
+                sizes[found and found[0]] += prod(weight.shape)
+        return max(sizes, key=lambda kind: sizes[kind], default=None)
 
 
 def open_any(path: str | Path, *, step: int | None = None) -> ModelSource:
@@ -158,13 +163,10 @@ def _open_run(path: Path, step: int | None) -> RunSource:
 
 
 def _blocks(stored: Mapping[str, QuantizedWeight]) -> Callable[[str], tuple[str, Callable[[], Tensor]] | None]:
-    """The matrices that are kept as blocks of GGUF files."""
+    """The matrices whose codes are those of blocks of GGUF files."""
 
     def blocks(name: str) -> tuple[str, Callable[[], Tensor]] | None:
-        weight = stored.get(name)
-        if weight is None or not weight.kind.is_block:
-            return None
-        return weight.kind.name, lambda: weight.parts["blocks"]
+        return as_blocks(stored[name]) if name in stored else None
 
     return blocks
 

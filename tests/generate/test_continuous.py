@@ -1,16 +1,20 @@
-"""Many requests that join, finish and are cancelled at random, with a real model: nothing leaks, nothing changes."""
+"""Many requests that join, finish and are cancelled at random: nothing leaks, and no answer is another than alone."""
 
 import random
+import threading
+import time
 
 import pytest
 from tests.generate.test_engine import BYTES, small
+from tests.generate.test_scheduler import Reader, alone
 
 from tessera.errors import InputError
 from tessera.generate.engine import Engine
-from tessera.generate.engine_slots import SlotStep
-from tessera.generate.requests import Completion
+from tessera.generate.engine_thread import Asked, EngineThread
+from tessera.generate.requests import Completion, Event
 from tessera.generate.sampling import Sampling
 from tessera.generate.scheduler import Scheduler
+from tessera.generate.speculative import PromptLookup
 from tessera.generate.torch_step import TorchStep
 
 COMMON = [list(b"You are a helpful machine. "), list(b"To be, or not to be, that is ")]
@@ -27,6 +31,7 @@ def requests(n: int, draws: random.Random) -> list[tuple[list[int], Sampling]]:
             top_p=draws.choice([None, 0.9]),
             repetition_penalty=draws.choice([1.0, 1.2]),
             stop=draws.choice([(), ("e",), ("q", "zz")]),
+            logprobs=draws.choice([None, None, 1]),
         )
         made.append((prompt, sampling))
     return made
@@ -46,6 +51,9 @@ def storm(
                 i = left.pop()
                 number_of[scheduler.add(*asked[i])] = i
         going = [number for number, i in number_of.items() if i not in found]
+        if draws.random() < 0.05:
+            with pytest.raises(InputError, match=r"positions of the cache|model's context"):
+                scheduler.add([1] * draws.choice([9, 999]), Sampling(max_tokens=10**6))
         if going and draws.random() < 0.1:
             n_cancelled += scheduler.cancel(draws.choice(going))
         for event in scheduler.step():
@@ -61,41 +69,134 @@ def storm(
 def as_alone(model, asked: list[tuple[list[int], Sampling]], found: dict[int, Completion]) -> None:
     engine = Engine(model, BYTES)
     for i, completion in found.items():
-        prompt, sampling = asked[i]
-        assert completion == engine.complete(prompt, sampling)[0], i
+        same(completion, engine.complete(*asked[i])[0])
+
+
+def same(found: Completion, expected: Completion) -> None:
+    assert (found.text, found.ids, found.finish, found.end) == (
+        expected.text,
+        expected.ids,
+        expected.finish,
+        expected.end,
+    )
+    logprobs = [choice.logprob for choice in expected.choices]
+    assert [choice.logprob for choice in found.choices] == pytest.approx(logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("guesser", [None, PromptLookup(5)])
+@pytest.mark.parametrize("n_blocks", [10, 60])
+def test_a_storm_of_200_requests(n_blocks: int, guesser: PromptLookup | None) -> None:
+    """With a model that says what it has read; it has room for one of them at least, or for some."""
+    draws = random.Random(n_blocks)
+    asked = [(prompt[:24], sampling) for prompt, sampling in requests(200, draws)]
+    scheduler = Scheduler(Reader(n_blocks), BYTES, n_sequences=12, step_rows=24, guesser=guesser)
+    found, n_cancelled = storm(scheduler, asked, draws)
+    assert n_cancelled > 5
+    assert len(found) == 200 - n_cancelled
+    assert scheduler.n_shared > 0
+    for i, completion in found.items():
+        assert completion == alone(*asked[i])
 
 
 @pytest.mark.parametrize("attention", ["gqa", "mla"])
-def test_a_short_storm(attention: str) -> None:
+def test_a_short_storm_with_a_real_model(attention: str) -> None:
     model = small(context=64, attention=attention)
     draws = random.Random(attention)
     asked = requests(25, draws)
     backend = TorchStep(model, n_blocks=24, block_size=8, n_vocab=BYTES.n_vocab)
-    scheduler = Scheduler(backend, BYTES, n_sequences=8, step_rows=32)
+    scheduler = Scheduler(backend, BYTES, n_sequences=8, step_rows=32, guesser=PromptLookup(3))
     found, n_cancelled = storm(scheduler, asked, draws)
     assert len(found) == 25 - n_cancelled
     assert scheduler.n_shared > 0
     as_alone(model, asked, found)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("n_blocks", [9, 40, 400])
-def test_a_storm(n_blocks: int) -> None:
+class Caller(threading.Thread):
+    """Asks for answers, reads them, cancels some and is refused some, at random until the end."""
+
+    def __init__(
+        self, engine: EngineThread, asked: list[tuple[list[int], Sampling]], seed: int, seconds: float
+    ) -> None:
+        super().__init__()
+        self.engine, self.asked, self.draws, self.end = engine, asked, random.Random(seed), time.monotonic() + seconds
+        self.found: list[tuple[int, Completion]] = []
+        self.n_cancelled = self.n_refused = 0
+        self.wrong: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            while time.monotonic() < self.end:
+                self.turn()
+        except BaseException as error:  # for the test, which is in another thread
+            self.wrong = error
+
+    def turn(self) -> None:
+        draws = self.draws
+        numbers = [draws.randrange(len(self.asked)) for _ in range(draws.choice([1, 1, 4, 12]))]
+        for i, one in [(i, self.engine.ask(*self.asked[i])) for i in numbers]:
+            self.read(i, one)
+        if draws.random() < 0.3:
+            with pytest.raises(InputError, match=r"positions of the cache|model's context"):
+                self.engine.ask([1] * draws.choice([60, 999]), Sampling(max_tokens=10**6)).next(timeout=60)
+            self.n_refused += 1
+        time.sleep(draws.choice([0, 0, 0.01, 0.2]))
+
+    def read(self, i: int, one: Asked) -> None:
+        n_read = self.draws.randrange(12) if self.draws.random() < 0.3 else 10**6
+        text = ""
+        while not one.over:
+            if n_read == 0:
+                one.cancel()
+                self.n_cancelled += 1
+                return
+            n_read -= 1
+            event = one.next(timeout=60)
+            text += event.text
+            if event.completion is not None:
+                assert text == event.completion.text
+                self.found.append((i, event.completion))
+
+
+@pytest.mark.parametrize("seconds", [2, pytest.param(120, marks=pytest.mark.slow)])
+def test_a_storm_from_several_threads(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The accounts are right after each step; what room there is is less than the callers ask for."""
     model = small(context=64, position="rope", attention={"name": "gqa", "n_kv_heads": 2, "window": 24})
-    draws = random.Random(n_blocks)
-    asked = requests(200, draws)
-    backend = TorchStep(model, n_blocks=n_blocks, block_size=8, n_vocab=BYTES.n_vocab)
-    scheduler = Scheduler(backend, BYTES, n_sequences=32, step_rows=48)
-    found, n_cancelled = storm(scheduler, asked, draws)
-    assert n_cancelled > 0
-    assert len(found) == 200 - n_cancelled
-    as_alone(model, asked, found)
+    asked = requests(200, random.Random(0))
+    backend = TorchStep(model, n_blocks=40, block_size=8, n_vocab=BYTES.n_vocab)
+    scheduler = Scheduler(backend, BYTES, n_sequences=32, step_rows=48, guesser=PromptLookup(4))
+    step = scheduler.step
+
+    def checked() -> list[Event]:
+        events = step()
+        scheduler.check()
+        assert scheduler.blocks.n_held <= scheduler.blocks.n_blocks
+        return events
+
+    monkeypatch.setattr(scheduler, "step", checked)
+    with EngineThread(scheduler) as engine:
+        callers = [Caller(engine, asked, seed, seconds) for seed in range(6)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        while scheduler.busy:  # those that were cancelled last
+            time.sleep(0.01)
+    assert [caller.wrong for caller in callers] == [None] * 6
+    assert scheduler.blocks.n_held == scheduler.blocks.promised == scheduler.n_running == scheduler.n_waiting == 0
+    found = [each for caller in callers for each in caller.found]
+    answered = {i for i, _ in found}
+    if seconds > 100:
+        assert len(found) > 200
+        assert min(sum(caller.n_cancelled for caller in callers), sum(caller.n_refused for caller in callers)) > 5
+    expected = {i: Engine(model, BYTES).complete(*asked[i])[0] for i in answered}
+    for i, completion in found:
+        same(completion, expected[i])
 
 
 def test_an_engine_with_a_cache_of_its_own_shares_between_calls_and_serves_streams_in_turns() -> None:
     model = small(context=64)
     backend = TorchStep(model, n_blocks=16, block_size=8, n_vocab=BYTES.n_vocab)
-    engine, plain = Engine(model, BYTES, backend=backend), Engine(model, BYTES)
+    engine, plain = Engine(backend, BYTES), Engine(model, BYTES)
     sampling = Sampling(temperature=0, max_tokens=12)
     prompt = "a beginning that is long enough"
     assert engine.complete(prompt, sampling) == plain.complete(prompt, sampling)
@@ -110,26 +211,7 @@ def test_an_engine_with_a_cache_of_its_own_shares_between_calls_and_serves_strea
     broken_off.close()
     assert engine._desk.scheduler.blocks.n_held == 0
     with pytest.raises(InputError, match="may need 136 positions"):
-        Engine(small(context=256), BYTES, backend=TorchStep(small(context=256), n_blocks=16, block_size=8)).generate(
-            "x", Sampling(max_tokens=136)
-        )
-
-
-def test_slots_are_blocks_as_long_as_the_context() -> None:
-    """A cache of slots, one a sequence, filled from anywhere: here the blocks of the torch cache."""
-    model = small(context=32)
-
-    class Slotted:
-        n_vocab, context, n_slots = BYTES.n_vocab, 32, 3
-        backend = TorchStep(model, n_blocks=3, block_size=32, n_vocab=BYTES.n_vocab)
-
-        def step(self, rows):
-            return self.backend.step(rows, [[slot] for slot in range(3)])
-
-    sampling = Sampling(seed=1, max_tokens=40)
-    prompts = ["a", "bc", "def", "ghij", "klmno"]
-    found = Engine(model, BYTES, backend=SlotStep(Slotted())).complete_many(prompts, sampling, n=2)
-    assert found == Engine(model, BYTES).complete_many(prompts, sampling, n=2)
+        Engine(TorchStep(small(context=256), n_blocks=16, block_size=8), BYTES).generate("x", Sampling(max_tokens=136))
 
 
 def test_best_of_and_n_of_the_settings() -> None:

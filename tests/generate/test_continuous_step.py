@@ -23,6 +23,7 @@ KINDS = {
     "alibi, window": {"position": "alibi", "attention": {"name": "gqa", "window": 5}},
     "t5": {"position": {"name": "t5", "n_buckets": 8, "max_distance": 16}},
     "learned": {"position": "learned"},
+    "no position": {"position": "none"},
     "sinusoidal": {"position": "sinusoidal", "placement": "post", "norm": "layer"},
     "half rope": {"position": {"name": "rope", "share": 0.5, "layout": "interleaved"}, "placement": "parallel"},
     "experts": {"feed_forward": {"name": "moe", "n_experts": 4, "n_active": 2}, "placement": "sandwich"},

@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from tessera.errors import InputError, SettingError
-from tessera.generate.quantize import KINDS, METHODS, Quantization, quantize_model
+from tessera.generate.quantize import (
+    KINDS,
+    METHODS,
+    Quantization,
+    QuantizedLinear,
+    QuantizedWeight,
+    quantize_model,
+)
 from tessera.generate.quantize.awq import Fold, best_scale, fold_scale, folds_of
 from tessera.generate.quantize.calibrate import Moments, Walk, Watch, layers_of
 from tessera.generate.quantize.gptq import gptq
@@ -145,6 +152,60 @@ def test_every_model_is_quantized_and_near_to_what_it_was(name: str, method: str
     assert float((made(ids_BT) - expected).square().mean() / expected.square().mean()) < (
         0.1 if name == "moe" else 0.01
     )
+
+
+@pytest.mark.parametrize("to", ["int4", "q4_1"])
+@pytest.mark.parametrize(("name", "path"), [("llama", "attention.value"), ("mla", "attention.latent")])
+def test_what_several_heads_read_keeps_8_bits(name: str, path: str, to: str) -> None:
+    made, ids_BT = model(name)
+    (note,) = quantize_model(made, Quantization(to=to, method="gptq"), rows_BT=ids_BT)
+    assert f"2 {path}" in note
+    kinds = {stored.kind.bits for at, stored in stored_weights(made).items() if at.endswith(path)}
+    assert kinds == {8}
+    others = {stored.kind.bits for at, stored in stored_weights(made).items() if at.endswith("attention.output")}
+    assert others == {4}
+
+
+def test_the_first_and_the_last_of_many_blocks_keep_8_bits_in_their_feed_forward_layers() -> None:
+    made = Decoder(n_vocab=48, context=32, d_model=32, n_layers=24, n_heads=2)
+    quantize_model(made, Quantization(to="int4"))
+    bits = {path: stored.kind.bits for path, stored in stored_weights(made).items()}
+    assert {path for path, n in bits.items() if n == 8} - {"head"} == {
+        f"blocks.{i}.feed_forward.{name}" for i in (0, 23) for name in ("gate", "input", "output")
+    }
+
+
+def test_values_of_one_head_each_are_like_all_other_maps() -> None:
+    made, _ = model("gpt2")
+    quantize_model(made, Quantization(to="int4"))
+    assert stored_weights(made)["blocks.0.attention.value"].kind.name == "int4"
+
+
+def test_few_inputs_that_are_far_larger_than_all_others_are_seen() -> None:
+    x_ND = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
+    assert not Moments.of([x_ND]).is_massive
+    assert Moments.of([x_ND]).held_by[0] == pytest.approx(512 / (1 + 2 / 16), rel=0.05)  # of normal numbers
+    x_ND[0] *= 100
+    assert Moments.of([x_ND]).held_by[0] == pytest.approx(1, abs=0.2)
+    assert Moments.of([x_ND]).is_massive
+    assert not Moments.of([x_ND[:0]]).is_massive
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_maps_of_massive_inputs_keep_8_bits(method: str) -> None:
+    made, ids_BT = model("llama")
+    made.embedding.weight[7] *= 300  # a token that is far larger than all others before any norm
+    made.blocks[0].attention_norm = torch.nn.Identity()
+    ids_BT[:, 1:][ids_BT[:, 1:] == 7] = 8
+    ids_BT[:, 0] = 7
+    quantize_model(made, Quantization(to="int4", method=method), rows_BT=ids_BT)
+    bits = {path: stored.kind.bits for path, stored in stored_weights(made).items()}
+    assert bits["blocks.0.attention.query"] == 8
+    assert bits["blocks.1.attention.query"] == 4
+
+
+def stored_weights(made: Decoder) -> dict[str, QuantizedWeight]:
+    return {path: part.stored for path, part in made.named_modules() if isinstance(part, QuantizedLinear)}
 
 
 def test_gptq_sees_what_the_layers_before_lost() -> None:

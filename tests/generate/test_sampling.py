@@ -154,7 +154,7 @@ def test_no_temperature_is_too_small():
 @pytest.mark.parametrize(("uniform", "id"), [(0.0, 1), (1 - 2**-53, 2)])
 def test_a_draw_never_takes_an_impossible_token(uniform, id, monkeypatch):
     logits_BV = torch.tensor([[-math.inf, 0.0, 0.1, -math.inf]])
-    monkeypatch.setattr(S, "_uniform", lambda generator: uniform)
+    monkeypatch.setattr(S, "uniform", lambda generator: uniform)
     assert S.draw(logits_BV, [torch.Generator()]).tolist() == [id]
     assert S.drawn_together(logits_BV, [uniform]).tolist() == [id]
 

@@ -1,16 +1,226 @@
-"""Speculative decoding: the distribution of the target whatever the draft, and its very tokens if none was drawn."""
+"""Guesses: the same tokens with and without them, whatever the settings; a draft's are drawn from its distribution."""
+
+from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.generate.test_scheduler import BYTES, CONTEXT, Reader, run
 
 from tessera.errors import InputError, SettingError
-from tessera.generate import speculative as P
 from tessera.generate.chooser import Chooser
+from tessera.generate.draft_model import DraftModel
+from tessera.generate.requests import Completion, Event, StepRows
 from tessera.generate.sampling import Sampling, row_generators
+from tessera.generate.scheduler import GUESS_ROWS, Scheduler
+from tessera.generate.speculative import FIRST, Lookup, Pace, PromptLookup
 
-N = 100_000
+
+def followed(ids: list[int], n: int) -> list[int]:
+    """What stands behind the newest earlier occurrence of the last 3 tokens, else 2; continued into itself."""
+    for run_length in (3, 2):
+        places = [i for i in range(len(ids) - run_length) if ids[i : i + run_length] == ids[-run_length:]]
+        if places:
+            said = list(ids)
+            for place in range(places[-1] + run_length, places[-1] + run_length + n):
+                said.append(said[place])
+            return said[len(ids) :]
+    return []
+
+
+@given(
+    prompt=st.lists(st.integers(0, 2), min_size=1, max_size=20),
+    added=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), max_size=6),
+)
+def test_lookup_is_what_followed_the_longest_newest_match(prompt: list[int], added: list[list[int]]) -> None:
+    lookup, ids = Lookup(prompt, k=2), list(prompt)
+    for more in [*added, []]:
+        assert lookup.guess(2) == followed(ids, 2)
+        ids += more
+        lookup.add(more, 0)
+
+
+def test_a_pace_follows_what_comes_true() -> None:
+    pace = Pace(10)
+    assert pace.next() == FIRST == 3
+    pace.told(3, 3)
+    assert pace.next() == 7
+    pace.told(7, 7)
+    assert pace.next() == 10
+    pace.told(10, 4)
+    assert pace.next() == 4
+    for pause in (0, 4, 8, 16, 32, 32):
+        pace.told(3, 0)
+        assert [pace.next() for _ in range(pause + 1)] == [0] * pause + [3]
+    pace.told(0, 0)
+    assert pace.next() == 3
+    pace.told(3, 1)
+    pace.told(3, 0)
+    assert pace.next() == 3, "one miss alone is no reason to pause"
+    for make in (Pace, PromptLookup, lambda k: DraftModel(Reader(), k)):
+        with pytest.raises(SettingError, match="k = 0"):
+            make(0)
+
+
+class Phrases(Reader):
+    """Says one of a few phrases after another, by a hash of what it reads: guesses come true, but not always."""
+
+    def logits(self, sequence: int, position: int, tables: Sequence[Sequence[int]]) -> torch.Tensor:
+        seen = self.memory[tables[sequence]].reshape(-1)[: position + 1].tolist()
+        logits_V = super().logits(sequence, position, tables) + 0.0
+        logits_V[(seen[-1] + 1) % 5] += 9.0 if seen[-1] % 5 < 3 else 2.5
+        return logits_V
+
+
+class Shaky(Phrases):
+    """A draft of it: nearly the same."""
+
+    def logits(self, sequence: int, position: int, tables: Sequence[Sequence[int]]) -> torch.Tensor:
+        logits_V = super().logits(sequence, position, tables)
+        return logits_V + 0.7 * torch.roll(logits_V, 1)
+
+
+GUESSERS = {
+    "lookup": lambda: PromptLookup(4),
+    "draft": lambda: DraftModel(Shaky(), 4),
+    "a draft with a short context": lambda: DraftModel(Shaky(context=9), 3),
+    "a draft with little memory": lambda: DraftModel(Shaky(7), 3),
+    "a draft that is the model": lambda: DraftModel(Phrases(), 5),
+}
+SAMPLINGS = {
+    "greedy": Sampling(temperature=0, max_tokens=50),
+    "penalties": Sampling(temperature=0, repetition_penalty=1.2, no_repeat_ngram=4, max_tokens=50),
+    "drawn": Sampling(seed=1, max_tokens=50),
+    "filtered": Sampling(temperature=0.8, top_p=0.9, top_k=20, seed=2, max_tokens=50),
+    "counted": Sampling(frequency_penalty=0.3, presence_penalty=0.2, seed=3, logprobs=2, max_tokens=30),
+    "mirostat": Sampling(mirostat={"tau": 2.0}, seed=4, max_tokens=30),
+    "stopped": Sampling(seed=5, stop=["\x03\x04\x00\x01", "q"], max_tokens=60),
+    "waiting": Sampling(temperature=0, min_tokens=20, logit_bias={BYTES.end_id: 20.0}, max_tokens=40),
+    "ended": Sampling(seed=6, logit_bias={BYTES.end_id: 5.0}, max_tokens=60),
+    "matched": Sampling(seed=7, regex="(ab|c){2,9}[0-9]*"),
+    "guided": Sampling(temperature=0, guidance={"scale": 1.3}, max_tokens=20),
+    "one": Sampling(temperature=0, max_tokens=1),
+}
+PROMPTS = [[0, 1, 2, 3, 4, 0, 1], [7], [3, 4] * 8, [0, 1, 2, 3, 4, 0, 1, 2, 3, 9, 1, 2]]
+
+
+def answers(scheduler: Scheduler, sampling: Sampling) -> list[Completion]:
+    negative = None if sampling.guidance is None else [5, 6]
+    numbers = [scheduler.add(prompt, sampling, negative=negative) for prompt in PROMPTS]
+    found = run(scheduler)
+    assert scheduler.blocks.n_held == scheduler.blocks.promised == 0
+    return [found[number] for number in numbers]
+
+
+@pytest.mark.parametrize("settings", SAMPLINGS)
+@pytest.mark.parametrize("guesser", GUESSERS)
+def test_guesses_change_no_token(guesser: str, settings: str) -> None:
+    """Past the window too, and with 4 answers that share a beginning."""
+    sampling, made = SAMPLINGS[settings], GUESSERS[guesser]()
+    plain = answers(Scheduler(Phrases(40), BYTES), sampling)
+    backend = Phrases(40)
+    scheduler = Scheduler(backend, BYTES, guesser=made)
+    assert answers(scheduler, sampling) == plain
+    if settings in ("guided", "one"):
+        assert scheduler.n_guessed == 0
+    elif settings in ("greedy", "drawn", "filtered") and guesser != "a draft with little memory":
+        assert scheduler.n_right > 0
+    if isinstance(made, DraftModel):
+        assert made.n_free == made.backend.n_blocks
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_that_is_the_model_is_always_right(temperature: float) -> None:
+    scheduler = Scheduler(Phrases(), BYTES, guesser=DraftModel(Phrases(), 5))
+    for i in range(3):
+        scheduler.add([i, 4], Sampling(temperature=temperature, seed=i, max_tokens=22))
+    run(scheduler)
+    assert scheduler.n_right == scheduler.n_guessed > 50
+
+
+def test_what_does_not_come_true_is_not_shared() -> None:
+    """Blocks are known by what is in them: guesses that were refused must not be."""
+    prompt = [0, 1, 2, 3, 4] * 3
+    for seed in range(20):
+        scheduler = Scheduler(Phrases(60), BYTES, guesser=PromptLookup(7))
+        sampling = Sampling(seed=seed, max_tokens=9)
+        first = scheduler.add(prompt, sampling)
+        ids = [*prompt, *run(scheduler)[first].ids][:CONTEXT]
+        again = scheduler.add(ids, sampling)
+        other = Scheduler(Phrases(60), BYTES)
+        alone = other.add(ids, sampling)
+        assert run(scheduler)[again] == run(other)[alone]
+
+
+@pytest.mark.parametrize("n_blocks", [6, 7, 9])
+def test_guesses_stay_within_what_was_promised(n_blocks: int) -> None:
+    backend = Phrases(n_blocks)
+    scheduler = Scheduler(backend, BYTES, guesser=DraftModel(Phrases(), 9))
+    numbers = [scheduler.add([i, i + 1, i + 2], Sampling(temperature=0, max_tokens=21)) for i in range(3)]
+    found = run(scheduler)
+    assert [len(found[number].ids) for number in numbers] == [21] * 3
+    assert max(max(rows.positions) for rows in backend.steps) == CONTEXT - 2, "the last token is not looked back at"
+
+
+def test_many_answers_leave_no_room_for_guesses() -> None:
+    backend = Phrases(400)
+    scheduler = Scheduler(backend, BYTES, guesser=PromptLookup(7))
+    for i in range(GUESS_ROWS + 1):
+        scheduler.add([0, 1, 0, 1, i], Sampling(temperature=0, max_tokens=1 + i % 20))
+    run(scheduler)
+    for rows in backend.steps[1:]:
+        n_answers = len(set(rows.sequences))
+        assert len(rows.ids) <= n_answers + GUESS_ROWS
+    assert scheduler.n_right > 0
+
+
+def test_cancelling_gives_the_drafts_blocks_back() -> None:
+    draft = DraftModel(Phrases(), 3)
+    scheduler = Scheduler(Phrases(), BYTES, guesser=draft)
+    number = scheduler.add([0, 1, 2], Sampling(temperature=0, max_tokens=20))
+    for _ in range(3):
+        scheduler.step()
+    assert draft.n_free < 30
+    scheduler.cancel(number)
+    assert draft.n_free == 30
+
+
+def test_a_long_prompt_is_read_by_the_draft_over_several_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tessera.generate.draft_model.READ", 6)
+    backend = Phrases()
+    scheduler = Scheduler(Phrases(), BYTES, guesser=DraftModel(backend, 3))
+    scheduler.add([0, 1, 2, 3] * 4, Sampling(temperature=0, max_tokens=8))
+    run(scheduler)
+    assert [len(rows.ids) for rows in backend.steps[:4]] == [6, 6, 6, 2]
+    assert [len(rows.wanted) for rows in backend.steps[:4]] == [0, 0, 0, 1]
+
+
+def test_a_draft_of_another_vocabulary_or_with_broken_weights() -> None:
+    other = Reader()
+    other.n_vocab = 300
+    with pytest.raises(SettingError, match="guesser"):
+        Scheduler(Reader(), BYTES, guesser=DraftModel(other))
+    broken = Reader()
+    broken.logits = lambda *_: torch.full((BYTES.n_vocab,), torch.nan)  # type: ignore[method-assign]
+    scheduler = Scheduler(Reader(), BYTES, guesser=DraftModel(broken))
+    scheduler.add([1, 2], Sampling(max_tokens=4))
+    scheduler.step()
+    with pytest.raises(InputError, match="not finite"):
+        scheduler.step()
+
+
+class Table:
+    """A language model of 12 tokens that looks at the last one alone."""
+
+    n_vocab, context, n_blocks, block_size, shares = BYTES.n_vocab, 64, 16, 16, False
+
+    def __init__(self, table_VV: torch.Tensor) -> None:
+        self.table_VV = torch.full((12, self.n_vocab), -torch.inf)
+        self.table_VV[:, :12] = table_VV
+
+    def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> torch.Tensor:
+        return self.table_VV[[rows.ids[i] for i in rows.wanted]]
 
 
 def p_value(counts_V: torch.Tensor, probs_V: torch.Tensor) -> float:
@@ -22,165 +232,31 @@ def p_value(counts_V: torch.Tensor, probs_V: torch.Tensor) -> float:
     return torch.special.gammaincc((possible.sum() - 1.0) / 2, chi_square.float() / 2).item()
 
 
-@given(ids=st.lists(st.integers(0, 3), max_size=30), k=st.integers(0, 6), longest=st.integers(1, 4))
-def test_lookup_is_what_followed_the_longest_newest_match(ids, k, longest):
-    expected = []
-    for n in range(longest, 0, -1):
-        places = [i for i in range(len(ids) - n) if ids[i : i + n] == ids[-n:]]
-        if places and n < len(ids):
-            expected = ids[places[-1] + n :][:k]
-            break
-    assert P.prompt_lookup(ids, k, longest=longest).ids == expected
+def test_answers_with_a_draft_have_the_distribution_of_the_model() -> None:
+    """The second and third token after all seeds; the draft's guesses come true more often than by chance."""
+    table_VV = 1.5 * torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+    draft = DraftModel(Table(table_VV + 0.5 * torch.randn(12, 12, generator=torch.Generator().manual_seed(1))), 2)
+    scheduler = Scheduler(Table(table_VV), BYTES, guesser=draft, n_sequences=8)
+    sampling = Sampling(top_k=4, max_tokens=3)
+    counts_VVV = torch.zeros(12, 12, 12)
+    for generator in row_generators(9, 1000):
+        scheduler.add([3], sampling, generator=generator)
+    done: list[Event] = []
+    while scheduler.busy:
+        done += [event for event in scheduler.step() if event.completion is not None]
+    for event in done:
+        counts_VVV[tuple(event.completion.ids)] += 1
+    least_V1 = table_VV.topk(4).values[:, -1:]
+    probs_VV = table_VV.masked_fill(table_VV < least_V1, -torch.inf).softmax(-1)
+    expected_VVV = probs_VV[3][:, None, None] * probs_VV[:, :, None] * probs_VV
+    assert p_value(counts_VVV.flatten(), expected_VVV.flatten()) > 1e-4
+    assert scheduler.n_guessed > 500
+    assert scheduler.n_right / scheduler.n_guessed > 0.5
 
 
-def test_lookup_checks():
-    with pytest.raises(SettingError, match="shortest"):
-        P.prompt_lookup([1], 2, longest=2, shortest=3)
-    with pytest.raises(SettingError, match="k = -2"):
-        P.prompt_lookup([1], -2)
-
-
-TARGET_SV = torch.tensor([[0.5, 0.2, 0.3, 0.0], [0.1, 0.1, 0.2, 0.6], [0.25, 0.25, 0.0, 0.5]])
-DRAFTS = {
-    "good": [[0.45, 0.25, 0.3, 0.0], [0.1, 0.2, 0.2, 0.5]],
-    "bad": [[0.05, 0.05, 0.1, 0.8], [0.7, 0.1, 0.1, 0.1]],
-    "the same": [[0.5, 0.2, 0.3, 0.0], [0.1, 0.1, 0.2, 0.6]],
-    "certain": [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]],
-}
-
-
-def outcomes(draft_KV: torch.Tensor | None, guesses: list[int] | None, n: int) -> torch.Tensor:
-    """How often each (first, second) token came out; the second is drawn by `verify` too where it gives only one."""
-    generator, drafting = row_generators(11, 2)
-    counts = torch.zeros(4, 4)
-    for _ in range(n):
-        ids = guesses or [int(torch.multinomial(row_V, 1, generator=drafting)) for row_V in draft_KV]
-        found = P.verify(TARGET_SV, P.Draft(ids, draft_KV), generator)
-        if len(found) == 1:
-            found += P.verify(TARGET_SV[1:2], P.Draft([]), generator)
-        counts[found[0], found[1]] += 1
-    return counts
-
-
-def accepted(target_V: torch.Tensor, draft_V: torch.Tensor, n: int) -> torch.Tensor:
-    generator, drafting = row_generators(5, 2)
-    ids = torch.multinomial(draft_V, n, replacement=True, generator=drafting).tolist()
-    return torch.bincount(torch.tensor([P.accept(target_V, draft_V, id, generator) for id in ids]), minlength=4)
-
-
-@pytest.mark.parametrize("n", [N // 10, pytest.param(N, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("case", DRAFTS)
-def test_a_token_has_the_distribution_of_the_target(case, n):
-    target_V, draft_V = TARGET_SV[0].double(), torch.tensor(DRAFTS[case][0]).double()
-    assert p_value(accepted(target_V, draft_V, n), target_V) > 1e-4
-
-
-@pytest.mark.parametrize("case", ["good", "bad"])
-def test_runs_of_tokens_have_the_distribution_of_the_target(case):
-    counts = outcomes(torch.tensor(DRAFTS[case]), None, 8_000)
-    assert p_value(counts.flatten(), (TARGET_SV[0][:, None] * TARGET_SV[1]).flatten()) > 1e-4
-
-
-def test_runs_after_guesses_that_were_not_drawn_have_the_distribution_of_the_target():
-    counts = outcomes(None, [2, 3], 8_000)
-    assert p_value(counts.flatten(), (TARGET_SV[0][:, None] * TARGET_SV[1]).flatten()) > 1e-4
-
-
-def test_a_better_draft_is_kept_more_often():
-    """By the share that the paper promises: 1 minus half of the distance between the two distributions."""
-    target_V = TARGET_SV[0].double()
-    for case in DRAFTS:
-        draft_V = torch.tensor(DRAFTS[case][0]).double()
-        generator, drafting = row_generators(5, 2)
-        ids = torch.multinomial(draft_V, 4000, replacement=True, generator=drafting).tolist()
-        kept = sum(P.accept(target_V, draft_V, id, generator) == id for id in ids) / 4000
-        # A refused guess never comes out of what is left, which has p - q > 0 only elsewhere.
-        assert kept == pytest.approx(1 - (target_V - draft_V).abs().sum().item() / 2, abs=0.03)
-
-
-def test_the_residual_by_hand():
-    left_V = P.residual(torch.tensor([0.5, 0.2, 0.3]), torch.tensor([0.7, 0.1, 0.2]))
-    torch.testing.assert_close(left_V, torch.tensor([0.0, 0.5, 0.5]))
-    same_V = torch.tensor([0.5, 0.5])
-    assert torch.equal(P.residual(same_V, same_V), same_V)
-
-
-def test_what_cannot_be_verified():
-    with pytest.raises(InputError, match="2 guesses need 3 distributions, not 2"):
-        P.verify(TARGET_SV[:2], P.Draft([0, 1]), torch.Generator())
-    with pytest.raises(InputError, match="impossible"):
-        P.accept(TARGET_SV[0], TARGET_SV[0], 3, torch.Generator())
-
-
-TABLE_VV = 2 * torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
-"""A language model: the logits after each token."""
-OTHER_VV = TABLE_VV + torch.randn(12, 12, generator=torch.Generator().manual_seed(1))
-
-
-def other(ids: list[int]) -> torch.Tensor:
-    """The smaller model's logits."""
-    return OTHER_VV[ids[-1]]
-
-
-SETTINGS = [
-    Sampling(temperature=0.0),
-    Sampling(temperature=0.0, repetition_penalty=1.2, no_repeat_ngram=3),
-    Sampling(temperature=0.9, top_p=0.9, seed=1),
-    Sampling(frequency_penalty=0.3, top_k=6, logprobs=2, seed=2),
-]
-
-
-def answer(sampling: Sampling, drafts, n: int = 40) -> list:
-    generator, deciding, drafting = row_generators(sampling.seed or 0, 3)
-    chooser = Chooser(sampling, generator, prompt=[3, 4, 3], ends=[11])
-    choices = []
-    while len(choices) < n and 11 not in chooser.ids:
-        before = [3, 4, 3, *chooser.ids]
-        drafted = drafts(before, drafting)
-        logits_SV = TABLE_VV[torch.tensor([before[-1], *drafted.ids])]
-        choices += P.choose_drafted(chooser, logits_SV, drafted, deciding)
-    assert [choice.id for choice in choices] == chooser.ids
-    return choices[:n]
-
-
-@pytest.mark.parametrize("sampling", SETTINGS)
-def test_guesses_that_were_not_drawn_change_no_token(sampling):
-    plain = answer(sampling, lambda ids, _: P.Draft([]))
-    assert answer(sampling, lambda ids, _: P.prompt_lookup(ids, 4)) == plain
-    greedy = Sampling(temperature=0.0)
-    assert answer(sampling, lambda ids, generator: P.draft(other, ids, 3, greedy, generator)) == plain
-
-
-@pytest.mark.parametrize("sampling", SETTINGS[:2])
-def test_a_drawn_draft_changes_no_greedy_token(sampling):
-    plain = answer(sampling, lambda ids, _: P.Draft([]))
-    assert answer(sampling, lambda ids, generator: P.draft(other, ids, 3, Sampling(), generator)) == plain
-
-
-def test_answers_with_a_drawn_draft_have_the_distribution_of_plain_ones():
-    """The first two tokens, with penalties that depend on what was kept."""
-    counts = torch.zeros(12, 12)
-    sampling = Sampling(top_k=3, frequency_penalty=0.5)
-    generator, deciding, drafting = row_generators(9, 3)
-    n = 2000
-    for _ in range(n):
-        chooser = Chooser(sampling, generator, prompt=[3])
-        while len(chooser.ids) < 2:
-            ids = [3, *chooser.ids]
-            drafted = P.draft(other, ids, 2 - len(chooser.ids), sampling, drafting)
-            P.choose_drafted(chooser, TABLE_VV[torch.tensor([ids[-1], *drafted.ids])], drafted, deciding)
-        counts[chooser.ids[0], chooser.ids[1]] += 1
-    probs_VV = torch.zeros(12, 12)
-    first_V = Chooser(sampling, generator, prompt=[3]).distribution(TABLE_VV[3]).softmax(-1)
-    for id in first_V.nonzero().flatten().tolist():
-        chooser = Chooser(sampling, generator, prompt=[3])
-        chooser.take(id, TABLE_VV[3])
-        probs_VV[id] = first_V[id] * chooser.distribution(TABLE_VV[id]).softmax(-1)
-    assert p_value(counts.flatten(), probs_VV.flatten()) > 1e-4
-
-
-def test_no_speculation_with_guidance():
-    (generator,) = row_generators(0, 1)
-    chooser = Chooser(Sampling(guidance={}), generator)
-    with pytest.raises(SettingError, match="guidance"):
-        P.choose_drafted(chooser, TABLE_VV[:1], P.Draft([]), generator)
+def test_a_chooser_may_be_asked_for_its_next_numbers() -> None:
+    one, other = (Chooser(Sampling(), generator) for generator in row_generators(1, 1) + row_generators(1, 1))
+    logits_V = torch.zeros(50)
+    numbers = [one.peek(n) for n in (2, 0, 1)]
+    assert [one.choose(logits_V).id for _ in range(5)] == [other.choose(logits_V).id for _ in range(5)]
+    assert numbers[1] != numbers[0] != numbers[2]

@@ -2,9 +2,10 @@
 
 An engine has a `Chooser` for each answer and gives it the logits of its row, whatever else is in the step: what it
 chooses depends on those logits and on its own past alone. One uniform number is drawn for each token that is not
-greedy, also where tokens were guessed beforehand (speculative.py).
+greedy; who guesses tokens (speculative.py) may look at the next ones, which moves nothing.
 """
 
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,8 @@ from tessera.errors import InputError
 from tessera.generate.constrain.constraint import Constraint
 from tessera.generate.logits import check_logits, guided, log_probabilities
 from tessera.generate.mirostat import Bound
-from tessera.generate.sampling import Sampling, draw, edited, in_float32, pick, shaped
+from tessera.generate.rows import Candidates, candidates
+from tessera.generate.sampling import Sampling, edited, in_float32, shaped, uniform
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Choice:
 class Chooser:
     """The state of one answer. `ids` are those chosen so far; `ends` are the tokens that end an answer.
 
-    With `guidance` each call needs `negative_V`, the logits of the same answer after the negative prompt.
+    Logits are on the CPU. With `guidance` each call needs `negative_V`, the logits of the same answer after the
+    negative prompt.
     """
 
     def __init__(
@@ -49,35 +52,50 @@ class Chooser:
         self.sampling, self.constraint, self.ends = sampling, constraint, frozenset(ends)
         self.ids: list[int] = []
         self._generator = generator
+        self._uniforms: deque[float] = deque()
         self._n_prompt = len(prompt)
         self._previous = list(prompt)
         self._state = 0 if constraint is None else constraint.start
         mirostat = sampling.mirostat
         self._bound = None if mirostat is None else Bound(tau=mirostat.tau, eta=mirostat.eta)
+        special = (sampling.guidance, constraint, mirostat)
+        self._plain = not sampling.logit_bias and not sampling.looks_back and all(each is None for each in special)
 
     @property
     def finished(self) -> bool:
         """Whether the constraint leaves nothing to add: the answer is whole, and no end token need be drawn."""
         return self.constraint is not None and self.constraint.finished(self._state)
 
-    def distribution(self, logits_V: Tensor, negative_V: Tensor | None = None) -> Tensor:
-        """The logits that the next token is drawn from; -inf is what cannot be."""
-        logits_V = shaped(self._edited(logits_V, negative_V)[None], self.sampling)[0]
-        return logits_V if self._bound is None else self._bound.cut(logits_V)
+    def peek(self, n: int) -> float:
+        """The uniform number that decides the token after the next n."""
+        while len(self._uniforms) <= n:
+            self._uniforms.append(uniform(self._generator))
+        return self._uniforms[n]
 
-    def choose(self, logits_V: Tensor, negative_V: Tensor | None = None) -> Choice:
-        """Draw the next token and add it."""
-        if self._bound is None:
-            edited_V = self._edited(logits_V, negative_V)
-            id = int(pick(edited_V[None], self.sampling, [self._generator])[0])
+    def choose(self, logits_V: Tensor, negative_V: Tensor | None = None, *, best: int | None = None) -> Choice:
+        """Draw the next token and add it. `best`: what `best_ids` said of the row, if it was asked."""
+        greedy = self.sampling.temperature == 0.0
+        if best is None or not self._plain or (self._ends_wait and not (greedy and best not in self.ends)):
+            id = self._drawn(self._edited(logits_V, negative_V))
+        elif greedy:
+            id = best
         else:
-            id = int(draw(self.distribution(logits_V, negative_V)[None], [self._generator])[0])
-        return self.take(id, logits_V, negative_V)
+            id = candidates(in_float32(logits_V).detach().numpy(), self.sampling).pick(self._uniform())
+        return self._take(id, logits_V)
 
-    def take(self, id: int, logits_V: Tensor, negative_V: Tensor | None = None) -> Choice:
-        """Add a token that was drawn elsewhere from `distribution(logits_V, negative_V)`."""
-        if self._bound is not None:
-            self._bound.take(shaped(self._edited(logits_V, negative_V)[None], self.sampling)[0], id)
+    def _drawn(self, edited_V: Tensor) -> int:
+        check_logits(edited_V)
+        if self._bound is None:
+            row_V = edited_V.detach().numpy()
+            if self.sampling.temperature == 0.0:
+                return int(row_V.argmax())
+            return candidates(row_V, self.sampling).pick(self._uniform())
+        shaped_V = shaped(edited_V[None], self.sampling)[0]
+        id = Candidates(self._bound.cut(shaped_V).numpy()).pick(self._uniform())
+        self._bound.take(shaped_V, id)
+        return id
+
+    def _take(self, id: int, logits_V: Tensor) -> Choice:
         if self.constraint is not None:
             self._state = self.constraint.advance(self._state, id)
         self.ids.append(id)
@@ -85,6 +103,14 @@ class Chooser:
         if self.sampling.logprobs is None:
             return Choice(id)
         return Choice(id, *log_probabilities(in_float32(logits_V), id, self.sampling.logprobs))
+
+    def _uniform(self) -> float:
+        return self._uniforms.popleft() if self._uniforms else uniform(self._generator)
+
+    @property
+    def _ends_wait(self) -> bool:
+        """Whether an end token may not be drawn yet."""
+        return bool(self.ends) and (self.sampling.ignore_eos or len(self.ids) < self.sampling.min_tokens)
 
     def _edited(self, logits_V: Tensor, negative_V: Tensor | None) -> Tensor:
         """The logits before temperature and filters."""
@@ -94,6 +120,6 @@ class Chooser:
         if guidance is not None:
             if negative_V is None:
                 raise InputError("guidance needs the logits after the negative prompt")
-            logits_V = guided(logits_V, in_float32(negative_V).to(logits_V.device), guidance.scale)
+            logits_V = guided(logits_V, in_float32(negative_V), guidance.scale)
         logits_V = edited(logits_V, self.sampling, self._previous, self._n_prompt, self.ends)
         return logits_V if self.constraint is None else self.constraint.masked(logits_V, self._state)

@@ -4,30 +4,38 @@ The prompt goes through the model once and leaves its keys and values in a cache
 costs one position (decode). Only the last position goes through the head. `scheduler.py` does it, for any number of
 answers at once, and says what happens past the window.
 
-Each call has a cache of its own, as large as it needs, so that weights may change between two (a rollout) and nothing
-stale is ever read. With a `backend` of its own an engine has one cache for all calls, and keeps in it what the next one
-may share.
+With a decoder each call has a cache of its own, as large as it needs, so that weights may change between two (a
+rollout) and nothing stale is ever read. With a `Backend`, such as `cpu.model.CpuModel`, there is one cache for all
+calls, and what the next one may share is kept in it. A `guesser` (speculative.py) makes answers
+come sooner, and changes none.
 
 Rows. Answer i to a prompt draws from its own stream, made of the prompt's seed and i, so it does not depend on n, on
 the other rows or on when they end, up to the rounding of matrix products of another height.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from heapq import nlargest
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tessera.errors import InputError, SettingError
-from tessera.generate.requests import Backend, Completion, Event, Finish
+from tessera.generate.beam import Beam, EarlyStopping, beam_search
+from tessera.generate.beam_cache import BeamCache, blocks_needed
+from tessera.generate.blocks import Blocks
+from tessera.generate.requests import Backend, Completion, Event, Finish, decoder_behind
 from tessera.generate.sampling import Sampling, prompt_seeds, row_generators
 from tessera.generate.scheduler import Scheduler
+from tessera.generate.speculative import Guesser
 from tessera.generate.torch_step import TorchStep, evaluating
 from tessera.model.decoder import Decoder
 from tessera.tokenizers.contract import Tokenizer
 
-__all__ = ["Completion", "Engine", "Finish", "evaluating"]
+__all__ = ["BeamCompletion", "Completion", "Engine", "Finish", "evaluating"]
 
 ROWS = 256
 """So many answers are decoded at once, at the most."""
@@ -35,6 +43,14 @@ STEP_ROWS = 512
 """So many rows has a step while prompts are read."""
 BLOCK = 16
 """Positions of a block of the cache."""
+
+
+@dataclass(frozen=True)
+class BeamCompletion(Completion):
+    """An answer that beam search has found."""
+
+    score: float = 0.0
+    """Its log-probability, over its length to the power of `length_penalty`."""
 
 
 class _Desk:
@@ -81,16 +97,25 @@ class Engine:
     training.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, *, backend: Backend | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder | Backend,
+        tokenizer: Tokenizer,
+        *,
+        guesser: Guesser[Any] | None = None,
+        cache: str = "float",
+    ) -> None:
         if model.n_vocab < tokenizer.n_vocab:
             raise InputError(
                 f"the model has a vocabulary of {model.n_vocab} and the tokenizer one of {tokenizer.n_vocab}: "
                 "they do not belong together"
             )
-        self.model = model
         self.tokenizer = tokenizer
+        self.context = model.context
         self._n_vocab = tokenizer.n_vocab
-        self._desk = None if backend is None else _Desk(Scheduler(backend, tokenizer, step_rows=STEP_ROWS))
+        self.model = model
+        self._guesser, self._cache = guesser, cache
+        self._desk = None if isinstance(model, nn.Module) else self._new_desk(model)
 
     def stream(
         self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, truncate: bool = False
@@ -157,13 +182,48 @@ class Engine:
         rows = [made[i * n_made : (i + 1) * n_made] for i in range(len(ids))]
         return rows if n_made == n else [nlargest(n, of_prompt, key=_mean_logprob) for of_prompt in rows]
 
+    def beam(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        width: int = 4,
+        n: int = 1,
+        max_tokens: int = 200,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+    ) -> list[BeamCompletion]:
+        """The `n` most probable answers that `width` beams find, the best first (beam.py); nothing is drawn.
+
+        Prompt and answer must fit into the context together.
+        """
+        ids = self._prompt_ids(prompt, truncate=False)
+        if self._desk is None:
+            blocks = Blocks(n_blocks=max(1, blocks_needed(len(ids), max_tokens, width, BLOCK)), size=BLOCK)
+            backend: Backend = self._torch_step(blocks.n_blocks)
+        else:
+            blocks, backend = self._desk.scheduler.blocks, self._desk.scheduler.backend
+        with BeamCache(backend, blocks, ids, width=width, max_tokens=max_tokens) as score:
+            found = beam_search(
+                score,
+                ids,
+                n=n,
+                beams=width,
+                max_tokens=max_tokens,
+                ends=self.tokenizer.end_ids,
+                length_penalty=length_penalty,
+                early_stopping=early_stopping,
+            )
+        return [self._of_beam(beam, ids) for beam in found]
+
     def next_distribution(self, prompt: str | Sequence[int], *, truncate: bool = False) -> Tensor:
         """The probability of each token to follow `prompt`, (n_vocab of the tokenizer,) in float32, on the CPU."""
-        ids = torch.tensor([self._prompt_ids(prompt, truncate=truncate)], device=self._device)
-        with torch.inference_mode(), evaluating(self.model):
-            h_BD = self.model.hidden(ids)[:, -1]
-            logits_BV = self.model.logits(h_BD)[:, : self._n_vocab]
-        return logits_BV[0].float().softmax(dim=-1).cpu().clone()
+        ids = self._prompt_ids(prompt, truncate=truncate)
+        asked = Sampling(max_tokens=1, logprobs=self._n_vocab, seed=0)
+        (choice,) = self.complete(ids, asked)[0].choices
+        found_V = torch.zeros(self._n_vocab)
+        for id, logprob in choice.top:
+            found_V[id] = math.exp(logprob)
+        return found_V
 
     def _stream(self, prompt_ids: list[int], sampling: Sampling) -> Iterator[str]:
         desk = self._desk_for([prompt_ids], sampling)
@@ -197,14 +257,24 @@ class Engine:
         if negative is not None:
             lengths += [len(negative)] * len(prompts)
         rows = max(ROWS, 1 if negative is None else 2)
-        needs = [-(-min(self.model.context, length + sampling.max_tokens) // BLOCK) for length in lengths]
+        needs = [-(-min(self.context, length + sampling.max_tokens) // BLOCK) for length in lengths]
         n_blocks = max(1, sum(nlargest(rows, needs)))
-        backend = TorchStep(self.model, n_blocks=n_blocks, block_size=BLOCK, n_vocab=self._n_vocab)
-        return _Desk(Scheduler(backend, self.tokenizer, n_sequences=rows, step_rows=STEP_ROWS))
+        backend = self._torch_step(n_blocks)
+        return self._new_desk(backend, n_sequences=rows)
 
-    @property
-    def _device(self) -> torch.device:
-        return self.model.device
+    def _torch_step(self, n_blocks: int) -> TorchStep:
+        assert isinstance(self.model, nn.Module)
+        return TorchStep(self.model, n_blocks=n_blocks, block_size=BLOCK, n_vocab=self._n_vocab, cache=self._cache)
+
+    def _new_desk(self, backend: Backend, **settings: int) -> _Desk:
+        return _Desk(Scheduler(backend, self.tokenizer, step_rows=STEP_ROWS, guesser=self._guesser, **settings))
+
+    def _of_beam(self, beam: Beam, prompt: Sequence[int]) -> BeamCompletion:
+        end = beam.ids[-1] if beam.ids[-1] in self.tokenizer.end_ids else None
+        ids = list(beam.ids if end is None else beam.ids[:-1])
+        decoder = decoder_behind(prompt, self.tokenizer)
+        text = "".join(map(decoder.push, ids)) + decoder.finish()
+        return BeamCompletion(text, ids, "length" if end is None else "end", end, score=beam.score)
 
     def _prompt_ids(self, prompt: str | Sequence[int], *, truncate: bool) -> list[int]:
         """The prompt as ids that fit into the context."""
@@ -219,7 +289,7 @@ class Engine:
         wrong = next((id for id in ids if not 0 <= id < self._n_vocab), None)
         if wrong is not None:
             raise InputError(f"the prompt has the token id {wrong}, outside of the vocabulary of {self._n_vocab}")
-        context = self.model.context
+        context = self.context
         if len(ids) > context and not truncate:
             raise InputError(
                 f"the prompt is {len(ids)} tokens long and the model's context is {context}: "

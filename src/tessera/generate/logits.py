@@ -111,6 +111,14 @@ def check_logits(logits_BV: Tensor) -> None:
     raise InputError("the model's logits are not finite (NaN or infinity): its weights are damaged or have diverged")
 
 
+def best_ids(logits_SV: Tensor) -> list[int | None]:
+    """The most probable id of each row on a CPU, None for a row that `check_logits` would refuse: one look at all."""
+    rows_SV = logits_SV.detach().numpy()
+    best_S = rows_SV.argmax(axis=-1)  # a NaN is the largest to it
+    good_S = np.isfinite(rows_SV[np.arange(len(rows_SV)), best_S])
+    return [best if good else None for best, good in zip(best_S.tolist(), good_S.tolist(), strict=True)]
+
+
 def _inside(ids: Ids, n_vocab: int) -> np.ndarray:
     found = np.asarray(ids, dtype=np.int64)
     return found[(found >= 0) & (found < n_vocab)]

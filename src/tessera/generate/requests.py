@@ -15,7 +15,7 @@ from tessera.generate.chooser import Choice, Chooser
 from tessera.generate.constrain.constraint import Constraint
 from tessera.generate.sampling import Sampling
 from tessera.generate.stop import StopFilter
-from tessera.tokenizers.contract import Tokenizer
+from tessera.tokenizers.contract import StreamDecoder, Tokenizer
 
 Finish = Literal["stop", "length", "end"]
 
@@ -82,6 +82,19 @@ class Event:
         return self.completion is not None or self.error is not None
 
 
+def decoder_behind(prompt: Sequence[int], tokenizer: Tokenizer) -> StreamDecoder:
+    """A decoder that has seen the end of the prompt, so that prompt and answer join as one text.
+
+    That is a space between words, and the rest of a character that the prompt began (at most 3 tokens ago). A new
+    document begins afresh.
+    """
+    decoder = tokenizer.stream(unknown="replace")
+    if prompt[-1] not in tokenizer.end_ids | {tokenizer.begin_id}:
+        for id in prompt[-3:]:
+            decoder.push(id)
+    return decoder
+
+
 @dataclass
 class Answer:
     """One answer in the making: logits in, tokens and text out. It knows of no other answer and of no cache."""
@@ -97,25 +110,24 @@ class Answer:
     end: int | None = None
 
     def __post_init__(self) -> None:
-        # The decoder has seen the end of the prompt, so that prompt and answer join as one text: a space between words,
-        # the rest of a character that the prompt began (at most 3 tokens ago). A new document begins afresh.
-        self._decoder = self.tokenizer.stream(unknown="replace")
-        ends = self.tokenizer.end_ids
-        if self.prompt[-1] not in ends | {self.tokenizer.begin_id}:
-            for id in self.prompt[-3:]:
-                self._decoder.push(id)
+        self._decoder = decoder_behind(self.prompt, self.tokenizer)
         self._filter = StopFilter(self.sampling.stop)
-        self._chooser = Chooser(
-            self.sampling, self.generator, prompt=self.prompt, ends=ends, constraint=self.constraint
+        self.chooser = Chooser(
+            self.sampling, self.generator, prompt=self.prompt, ends=self.tokenizer.end_ids, constraint=self.constraint
         )
         self._choices: list[Choice] = []
 
-    def choose(self, logits_V: Tensor, negative_V: Tensor | None = None) -> tuple[int, str]:
+    @property
+    def n_to_come(self) -> int:
+        """How many tokens there may still be."""
+        return self.sampling.max_tokens - len(self.ids)
+
+    def choose(self, logits_V: Tensor, negative_V: Tensor | None = None, *, best: int | None = None) -> tuple[int, str]:
         """The next token, and the text that it makes certain; sets `finish` if it ends the answer."""
-        choice = self._chooser.choose(logits_V, negative_V)
+        choice = self.chooser.choose(logits_V, negative_V, best=best)
         if self.sampling.logprobs is not None:
             self._choices.append(choice)
-        if choice.id in self._chooser.ends:
+        if choice.id in self.chooser.ends:
             self.end = choice.id
             return choice.id, self.close("end")
         self.ids.append(choice.id)
@@ -123,7 +135,7 @@ class Answer:
         self.text += piece
         if self._filter.stopped:
             self.finish = "stop"
-        elif self._chooser.finished:
+        elif self.chooser.finished:
             piece += self.close("end")
         elif len(self.ids) >= self.sampling.max_tokens:
             piece += self.close("length")

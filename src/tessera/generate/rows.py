@@ -20,17 +20,26 @@ _ENOUGH = 1e-5
 
 
 class Candidates:
-    """The tokens that may still be drawn: their `ids` (None is all of them), and their logits."""
+    """The tokens that may still be drawn: their `ids` (None is all of them), their logits, and the largest of these."""
 
     def __init__(self, logits_V: np.ndarray) -> None:
         self.n_vocab = len(logits_V)
         self.ids: np.ndarray | None = None
         self.logits = logits_V
+        self.largest = logits_V.max()
 
-    def keep(self, kept_K: np.ndarray) -> None:
-        """Go on with those that are True."""
-        self.ids = np.flatnonzero(kept_K) if self.ids is None else self.ids[kept_K]
-        self.logits = self.logits[kept_K]
+    def divide(self, temperature: float) -> None:
+        """(logits - max) / temperature."""
+        smallest = float(np.finfo(self.logits.dtype).tiny)
+        self.logits = self.logits - self.largest
+        with np.errstate(over="ignore"):  # a difference that is too large to write is impossible
+            self.logits /= self.logits.dtype.type(max(temperature, smallest))
+        self.largest = self.logits.dtype.type(0.0)
+
+    def keep(self, kept: np.ndarray) -> None:
+        """Go on with those at these places."""
+        self.ids = kept if self.ids is None else self.ids[kept]
+        self.logits = self.logits[kept]
 
     def row(self) -> np.ndarray:
         """All logits, -inf where a token was dropped."""
@@ -42,18 +51,16 @@ class Candidates:
 
     def pick(self, uniform: float) -> int:
         """The first token whose cumulative probability exceeds `uniform`, a number from 0 to below 1."""
-        weights = np.exp(self.logits - self.logits.max())
-        starts = np.arange(
-            0, len(weights), _BLOCK
-        )  # sums of blocks first: a running sum of all takes several times as long
-        sums = np.add.reduceat(weights, starts, dtype=np.float64)
-        ends = np.cumsum(sums)
+        weights = np.exp(self.logits - self.largest)
+        # Sums of blocks first: a running sum of all takes several times as long.
+        starts = np.arange(0, len(weights), _BLOCK)
+        ends = np.add.reduceat(weights, starts, dtype=np.float64).cumsum()
         # A product with a number just below 1 can round up to the total, which no cumulative probability exceeds.
         target = min(uniform * float(ends[-1]), math.nextafter(float(ends[-1]), 0.0))
-        block = int(np.searchsorted(ends, target, side="right"))
-        inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK], dtype=np.float64)
+        block = int(ends.searchsorted(target, side="right"))
+        inside = weights[starts[block] : starts[block] + _BLOCK].cumsum(dtype=np.float64)
         rest = target - (float(ends[block - 1]) if block else 0.0)
-        place = int(np.searchsorted(inside, rest, side="right"))
+        place = int(inside.searchsorted(rest, side="right"))
         if place == len(inside):  # summed in another order the block came out a little greater
             place = int(np.flatnonzero(weights[starts[block] : starts[block] + _BLOCK])[-1])
         place += int(starts[block])
@@ -64,18 +71,17 @@ def candidates(logits_V: np.ndarray, sampling: Sampling) -> Candidates:
     """What temperature and filters leave of a row whose largest logit is finite."""
     found = Candidates(logits_V)
     if sampling.temperature != 1.0:
-        smallest = float(np.finfo(logits_V.dtype).tiny)
-        with np.errstate(over="ignore"):  # a difference that is too large to write is impossible
-            found.logits = (logits_V - logits_V.max()) / logits_V.dtype.type(max(sampling.temperature, smallest))
+        found.divide(sampling.temperature)
     if sampling.top_k is not None and sampling.top_k < len(found.logits):
         found.keep(_top_k(found.logits, sampling.top_k))
     if sampling.top_p is not None and sampling.top_p < 1.0:
-        found.keep(_top_p(found.logits, sampling.top_p))
+        found.keep(_top_p(found.logits, found.largest, sampling.top_p))
     if sampling.min_p:
-        found.keep(found.logits >= found.logits.max() + logits_V.dtype.type(math.log(sampling.min_p)))
+        found.keep(np.flatnonzero(found.logits >= found.largest + logits_V.dtype.type(math.log(sampling.min_p))))
     if sampling.typical is not None and sampling.typical < 1.0:
-        found.keep(found.logits > -np.inf)
-        found.keep(_typical(found.logits, sampling.typical))
+        found.keep(np.flatnonzero(found.logits > -np.inf))
+        found.keep(np.flatnonzero(_typical(found.logits, sampling.typical)))
+        found.largest = found.logits.max()  # the most probable token may be gone
     return found
 
 
@@ -83,18 +89,17 @@ def _top_k(logits_K: np.ndarray, k: int) -> np.ndarray:
     return _first(logits_K, np.partition(logits_K, -k)[-k], k)
 
 
-def _top_p(logits_K: np.ndarray, p: float) -> np.ndarray:
-    largest = logits_K.max()
+def _top_p(logits_K: np.ndarray, largest: np.floating, p: float) -> np.ndarray:
     weights_K = np.exp(logits_K - largest)
     total = weights_K.sum(dtype=np.float64)
-    for bound in (1e-2, 1e-4, 1e-6, 0.0):
-        likely_K = weights_K > bound
-        if not bound or weights_K[likely_K].sum(dtype=np.float64) > (p + _ENOUGH) * total:
+    for bound in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 0.0):
+        likely = np.flatnonzero(weights_K > bound)
+        if not bound or weights_K[likely].sum(dtype=np.float64) > (p + _ENOUGH) * total:
             break
-    falling = np.sort(logits_K[likely_K])[::-1]
+    falling = np.sort(logits_K[likely])[::-1]
     probs = np.exp(falling - largest).astype(np.float64) / total
     n_kept = int(np.count_nonzero(np.cumsum(probs) - probs < p))
-    return _first(logits_K, falling[n_kept - 1], n_kept)
+    return likely[_first(logits_K[likely], falling[n_kept - 1], n_kept)]
 
 
 def _typical(logits_K: np.ndarray, p: float) -> np.ndarray:
@@ -116,9 +121,7 @@ def _typical(logits_K: np.ndarray, p: float) -> np.ndarray:
 
 
 def _first(logits_K: np.ndarray, least: float, n_kept: int) -> np.ndarray:
-    """Which are the `n_kept` largest, of which the least is `least`; of those equal to it, the first."""
-    kept_K = logits_K >= least
-    surplus = int(np.count_nonzero(kept_K)) - n_kept
-    if surplus:
-        kept_K[np.flatnonzero(logits_K == least)[-surplus:]] = False
-    return kept_K
+    """Where the `n_kept` largest are, of which the least is `least`; of those equal to it, the first."""
+    kept = np.flatnonzero(logits_K >= least)
+    surplus = len(kept) - n_kept
+    return np.delete(kept, np.flatnonzero(logits_K[kept] == least)[-surplus:]) if surplus else kept

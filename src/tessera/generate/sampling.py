@@ -31,7 +31,17 @@ from tessera.generate.logits import (
 from tessera.generate.rows import Candidates, candidates
 from tessera.generate.settings import Guidance, Mirostat, Sampling
 
-__all__ = ["Guidance", "Mirostat", "Sampling", "draw", "filtered", "prompt_seeds", "row_generators", "sample"]
+__all__ = [
+    "Guidance",
+    "Mirostat",
+    "Sampling",
+    "draw",
+    "filtered",
+    "prompt_seeds",
+    "row_generators",
+    "sample",
+    "uniform",
+]
 
 
 def edited(
@@ -108,7 +118,7 @@ def pick(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Gener
         return torch.from_numpy(logits_BV.detach().numpy().argmax(axis=-1)) if on_cpu else greedy(logits_BV)
     if on_cpu:
         rows = zip(logits_BV.detach().numpy(), generators, strict=True)
-        return torch.tensor([candidates(row, sampling).pick(_uniform(generator)) for row, generator in rows])
+        return torch.tensor([candidates(row, sampling).pick(uniform(generator)) for row, generator in rows])
     return draw(shaped_together(logits_BV, sampling), generators)
 
 
@@ -132,7 +142,7 @@ def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
     One number is taken from a row's generator a draw, whatever the vocabulary and the device.
     """
-    uniforms = [_uniform(generator) for generator in generators]
+    uniforms = [uniform(generator) for generator in generators]
     if logits_BV.device.type == "cpu":
         rows = zip(logits_BV.detach().numpy(), uniforms, strict=True)
         return torch.tensor([Candidates(row).pick(uniform) for row, uniform in rows])
@@ -148,7 +158,8 @@ def drawn_together(logits_BV: Tensor, uniforms: Sequence[float]) -> Tensor:
     return torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)
 
 
-def _uniform(generator: torch.Generator) -> float:
+def uniform(generator: torch.Generator) -> float:
+    """The next number of a row's stream, from 0 to below 1."""
     return float(torch.rand((), generator=generator, dtype=torch.float64))
 
 

@@ -7,6 +7,9 @@ share what room there is evenly, short prompts first served.
 Requests wait in one queue, first come, first served, and nobody overtakes: a large one that does not fit yet holds the
 others up, but is never starved by them. Who is let in has been promised all blocks that it can need (`blocks.py`).
 
+A `guesser` (speculative.py) guesses what follows, and a step then has rows for an answer's guesses too. Those of them
+that do not come true are in the cache behind its end, where the next step writes over them.
+
 What begins like something that is in the cache is not computed again. If it is just being computed for another request,
 it is waited for.
 
@@ -18,62 +21,24 @@ before it has what it needs, it goes back to the head of the queue and is read a
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tessera.errors import InputError, SettingError, TesseraError
-from tessera.generate.blocks import Blocks, Key, block_key
-from tessera.generate.constrain.constraint import Constraint
+from tessera.generate.blocks import Blocks, Key
+from tessera.generate.constrain.constraint import Constraint, Constraints
 from tessera.generate.constrain.vocabulary import Vocabulary
+from tessera.generate.logits import best_ids
 from tessera.generate.requests import Answer, Backend, Event, StepRows
-from tessera.generate.sampling import Sampling, row_generators
+from tessera.generate.sampling import Sampling, in_float32, row_generators
+from tessera.generate.sequences import CachedSequence, Chunk, Request, Said
+from tessera.generate.speculative import Guesser
 from tessera.tokenizers.contract import Tokenizer
 
-CONSTRAINTS = 32
-"""So many compiled constraints are kept for requests that ask for the same."""
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """Tokens in sight of the model: `ids`, of which the first `length` are in the cache."""
-
-    ids: list[int]
-    length: int = 0
-    blocks: list[int] = field(default_factory=list)
-    promised: int = 0
-    keys: list[Key] = field(default_factory=list)
-    """Of all blocks that `ids` fill."""
-    n_published: int = 0
-    logits_V: Tensor | None = None
-    """After the last of `ids`, until the next token is chosen."""
-
-    @property
-    def pending(self) -> int:
-        return len(self.ids) - self.length
-
-    def add_keys(self, size: int) -> None:
-        """Keys for those blocks that are filled since the last call."""
-        while (end := (len(self.keys) + 1) * size) <= len(self.ids):
-            self.keys.append(block_key(self.keys[-1] if self.keys else b"", self.ids[end - size : end]))
-
-    def keys_ahead(self, size: int) -> list[Key]:
-        """Of the blocks that could be shared next: at least the last token must be computed."""
-        if self.length != len(self.blocks) * size:
-            return []
-        return self.keys[len(self.blocks) : (len(self.ids) - 1) // size]
-
-
-@dataclass(eq=False)
-class _Request:
-    """An answer, and the sequences that it is chosen by: its own, and that of a negative prompt under guidance."""
-
-    id: int
-    answer: Answer
-    sequences: list[_Sequence]
-    fronts: list[int | None]
-    """The begin token that stays in front of each sequence, if it had one."""
+GUESS_ROWS = 32
+"""So many rows of a step are guesses, at the most: with many answers each row costs, whether it comes true or not."""
 
 
 class Scheduler:
@@ -82,24 +47,38 @@ class Scheduler:
     `n_sequences` run at once at the most; a step has about `step_rows` rows, more if more are answering.
     """
 
-    def __init__(self, backend: Backend, tokenizer: Tokenizer, *, n_sequences: int = 64, step_rows: int = 256) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        *,
+        n_sequences: int = 64,
+        step_rows: int = 256,
+        guesser: Guesser[Any] | None = None,
+    ) -> None:
         for name, value in (("n_sequences", n_sequences), ("step_rows", step_rows)):
             if value < 1:
                 raise SettingError(name, value, "at least 1")
-        self.backend, self.tokenizer = backend, tokenizer
+        if guesser is not None and guesser.n_vocab not in (None, backend.n_vocab):
+            expected = f"a draft model with the same vocabulary as the model, {backend.n_vocab}"
+            raise SettingError("guesser", f"one of {guesser.n_vocab} tokens", expected)
+        self.backend, self.tokenizer, self._guesser = backend, tokenizer, guesser
         self.n_sequences, self.step_rows = n_sequences, step_rows
         self.blocks = Blocks(n_blocks=backend.n_blocks, size=backend.block_size)
         self.n_computed = 0
         """How many rows have been computed."""
         self.n_shared = 0
         """How many positions need not be, as they were there."""
-        self._requests: dict[int, _Request] = {}
-        self._waiting: deque[_Request] = deque()
-        self._running: list[_Request] = []
+        self.n_guessed = 0
+        """How many tokens have been guessed."""
+        self.n_right = 0
+        """How many of these came true."""
+        self._requests: dict[int, Request] = {}
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
         self._events: list[Event] = []
         self._next_id = 0
-        self._vocabulary: Vocabulary | None = None
-        self._constraints: dict[str, Constraint] = {}
+        self._constraints: Constraints | None = None
 
     @property
     def busy(self) -> bool:
@@ -132,7 +111,7 @@ class Scheduler:
         prompts = [prompt] if negative is None else [prompt, negative]
         for each in prompts:
             self._check_prompt(each)
-        sequences = [_Sequence(list(each)) for each in prompts]
+        sequences = [CachedSequence(list(each)) for each in prompts]
         if sampling.max_tokens:
             self._check_fits(sequences, sampling.max_tokens)
         generator = row_generators(sampling.seed, 1)[0] if generator is None else generator
@@ -140,9 +119,11 @@ class Scheduler:
         answer = Answer(self.tokenizer, list(prompt), sampling, generator, constraint)
         begin = self.tokenizer.begin_id
         fronts = [begin if each[0] == begin else None for each in prompts]
-        request = _Request(self._next_id, answer, sequences, fronts)
+        request = Request(self._next_id, answer, sequences, fronts)
         self._next_id += 1
         if sampling.max_tokens:
+            if self._guesser is not None and negative is None:
+                request.guesses = self._guesser.start(prompt, answer.chooser)
             self._requests[request.id] = request
             self._waiting.append(request)
         else:
@@ -161,16 +142,13 @@ class Scheduler:
     def step(self) -> list[Event]:
         """One call of the backend, and what came of it. If it raises, all is as before and may be tried again."""
         self._admit()
-        chunks = self._chunks()
+        chunks = self._with_guesses(self._chunks())
         if chunks:
-            logits_WV = self._compute(chunks)
-            done = [sequence for sequence, n in chunks if sequence.pending == n]
-            for sequence, n in chunks:
-                self._advance(sequence, n)
-            for sequence, logits_V in zip(done, logits_WV, strict=True):
-                sequence.logits_V = logits_V
+            for chunk, said in zip(chunks, self._compute(chunks), strict=True):
+                self._advance(chunk.sequence, chunk.n)
+                chunk.sequence.said = said
             for request in list(self._running):
-                if all(sequence.logits_V is not None for sequence in request.sequences):
+                if all(sequence.said is not None for sequence in request.sequences):
                     self._choose(request)
         events, self._events = self._events, []
         return events
@@ -191,7 +169,7 @@ class Scheduler:
                 "expected at least 1 token and no more than the context"
             )
 
-    def _check_fits(self, sequences: Sequence[_Sequence], max_tokens: int) -> None:
+    def _check_fits(self, sequences: Sequence[CachedSequence], max_tokens: int) -> None:
         needed = sum(self._needed(sequence, max_tokens) for sequence in sequences)
         if needed > self.blocks.n_blocks:
             size, room = self.blocks.size, self.blocks.size * self.blocks.n_blocks
@@ -203,35 +181,27 @@ class Scheduler:
         if len(sequences) > self.n_sequences:
             raise InputError(f"guidance takes two sequences, and no more than {self.n_sequences} may run at once")
 
-    def _needed(self, sequence: _Sequence, n_to_come: int) -> int:
+    def _needed(self, sequence: CachedSequence, n_to_come: int) -> int:
         """How many blocks, at the most: the last token to come is not looked back at."""
         return self.blocks.needed(min(self.backend.context, len(sequence.ids) + n_to_come - 1))
 
     def _constraint(self, sampling: Sampling) -> Constraint | None:
         if sampling.regex is None and sampling.json_schema is None:
             return None
-        name = repr((sampling.regex, sampling.json_schema))
-        if name not in self._constraints:
-            if self._vocabulary is None:
-                self._vocabulary = Vocabulary.of(self.tokenizer)
-            made = Constraint.of(sampling, self._vocabulary)
-            assert made is not None
-            if len(self._constraints) == CONSTRAINTS:
-                del self._constraints[next(iter(self._constraints))]
-            self._constraints[name] = made
-        return self._constraints[name]
+        if self._constraints is None:
+            self._constraints = Constraints(Vocabulary.of(self.tokenizer))
+        return self._constraints.of(sampling)
 
     def _admit(self) -> None:
         """Let in whom there is room for, in the order of the queue."""
         while self._waiting and self._let_in(self._waiting[0]):
             self._running.append(self._waiting.popleft())
 
-    def _let_in(self, request: _Request) -> bool:
+    def _let_in(self, request: Request) -> bool:
         n_running = sum(len(each.sequences) for each in self._running)
         if n_running + len(request.sequences) > self.n_sequences:
             return False
-        n_to_come = request.answer.sampling.max_tokens - len(request.answer.ids)
-        needs = [self._needed(sequence, n_to_come) for sequence in request.sequences]
+        needs = [self._needed(sequence, request.answer.n_to_come) for sequence in request.sequences]
         shared = [block for sequence in request.sequences for block in self._known(sequence)]
         if not self.blocks.admits(sum(needs), shared):
             return False
@@ -242,14 +212,14 @@ class Scheduler:
             self._share(sequence)
         return True
 
-    def _known(self, sequence: _Sequence) -> list[int]:
+    def _known(self, sequence: CachedSequence) -> list[int]:
         """The blocks of others that the sequence can go on with."""
         if not self.backend.shares or sequence.pending <= 1:
             return []
         sequence.add_keys(self.blocks.size)
         return self.blocks.known(sequence.keys_ahead(self.blocks.size))
 
-    def _share(self, sequence: _Sequence) -> None:
+    def _share(self, sequence: CachedSequence) -> None:
         for block in self._known(sequence):
             self.blocks.share(block)
             sequence.promised -= 1
@@ -258,8 +228,8 @@ class Scheduler:
             sequence.n_published += 1
             self.n_shared += self.blocks.size
 
-    def _chunks(self) -> list[tuple[_Sequence, int]]:
-        """Which sequences go on in this step, and by how many tokens."""
+    def _chunks(self) -> list[Chunk]:
+        """Which sequences go on in this step, and by how many tokens: first those that answer."""
         answering, reading = [], []
         claimed: set[Key] = set()
         for sequence in (sequence for request in self._running for sequence in request.sequences):
@@ -272,36 +242,54 @@ class Scheduler:
                     continue  # someone is computing it
                 claimed.update(sequence.keys[sequence.length // self.blocks.size :])
                 reading.append(sequence)
-        chunks = [(sequence, 1) for sequence in answering]
+        chunks = [Chunk(sequence, 1) for sequence in answering]
         room = max(self.step_rows - len(answering), len(reading))
         for n_before, sequence in enumerate(sorted(reading, key=lambda sequence: sequence.pending)):
             n = min(sequence.pending, room // (len(reading) - n_before))
             room -= n
-            chunks.append((sequence, n))
+            chunks.append(Chunk(sequence, n))
         return chunks
 
-    def _compute(self, chunks: Sequence[tuple[_Sequence, int]]) -> Tensor:
-        """The logits of those sequences that come to their end."""
-        ids: list[int] = []
-        sequences: list[int] = []
-        positions: list[int] = []
-        wanted: list[int] = []
-        for number, (sequence, n) in enumerate(chunks):
-            end = sequence.length + n
+    def _with_guesses(self, chunks: list[Chunk]) -> list[Chunk]:
+        """Guesses behind the last tokens of those that answer, as far as these may go on and there is room for rows."""
+        if self._guesser is None:
+            return chunks
+        of_sequence = {request.sequences[0]: request for request in self._running if request.guesses is not None}
+        answering = [chunk.sequence for chunk in chunks if chunk.sequence.pending == 1]
+        asked = [sequence for sequence in answering if sequence in of_sequence]
+        room = GUESS_ROWS // max(1, len(answering))
+        if not asked or not room:
+            return chunks
+        requests = [of_sequence[sequence] for sequence in asked]
+        most = [
+            min(room, request.answer.n_to_come - 1, self.backend.context - len(sequence.ids))
+            for request, sequence in zip(requests, asked, strict=True)
+        ]
+        found = self._guesser.guess([(request.guesses, n) for request, n in zip(requests, most, strict=True)])
+        guesses = dict(zip(asked, found, strict=True))
+        self.n_guessed += sum(map(len, found))
+        return [chunk._replace(guesses=guesses.get(chunk.sequence, ())) for chunk in chunks]
+
+    def _compute(self, chunks: Sequence[Chunk]) -> list[Said | None]:
+        """What the model says after each that comes to its end."""
+        rows = StepRows([], [], [], [])
+        for number, (sequence, n, guesses) in enumerate(chunks):
+            begin, end = sequence.length, sequence.length + n + len(guesses)
             while len(sequence.blocks) * self.blocks.size < end:
                 sequence.blocks.append(self.blocks.take())
                 sequence.promised -= 1
-            ids += sequence.ids[sequence.length : end]
-            sequences += [number] * n
-            positions += range(sequence.length, end)
-            if end == len(sequence.ids):
-                wanted.append(len(ids) - 1)
-        tables = [sequence.blocks for sequence, _ in chunks]
-        logits_WV = self.backend.step(StepRows(ids, sequences, positions, wanted), tables)
-        self.n_computed += len(ids)
-        return logits_WV.cpu()  # once, and not for each row: choosing is done there
+            rows.ids.extend(sequence.ids[begin : begin + n])
+            rows.ids.extend(guesses)
+            rows.sequences.extend([number] * (end - begin))
+            rows.positions.extend(range(begin, end))
+            if sequence.pending == n:
+                rows.wanted.extend(range(len(rows.ids) - 1 - len(guesses), len(rows.ids)))
+        # Once for the whole step: to the CPU, where choosing is done, and a look whether all are numbers.
+        logits_WV = in_float32(self.backend.step(rows, [chunk.sequence.blocks for chunk in chunks]).cpu())
+        self.n_computed += len(rows.ids)
+        return _of_each(chunks, logits_WV)
 
-    def _advance(self, sequence: _Sequence, n: int) -> None:
+    def _advance(self, sequence: CachedSequence, n: int) -> None:
         sequence.length += n
         if not self.backend.shares:
             return
@@ -310,30 +298,50 @@ class Scheduler:
             self.blocks.publish(sequence.blocks[i], sequence.keys[i])
             sequence.n_published += 1
 
-    def _choose(self, request: _Request) -> None:
-        """The next token of an answer, which goes on all its sequences."""
-        answer, logits = request.answer, [sequence.logits_V for sequence in request.sequences]
-        assert logits[0] is not None
-        try:
-            id, text = answer.choose(logits[0], logits[1] if len(logits) > 1 else None)
-        except TesseraError as error:  # of this request alone: who asked for it is told, the others go on
-            self._drop(request)
-            self._events.append(Event(request.id, error=error))
-            return
-        if answer.finish is not None:
-            self._drop(request)
-            self._events.append(Event(request.id, text, id, answer.completion))
-            return
-        self._events.append(Event(request.id, text, id))
+    def _choose(self, request: Request) -> None:
+        """The next token of an answer, and one more for each guess that comes true; they go on all its sequences."""
+        said = [sequence.said for sequence in request.sequences]
+        for sequence in request.sequences:
+            sequence.said = None
+        own, negative = said[0], said[1] if len(said) > 1 else None
+        assert own is not None
+        chosen: list[int] = []
+        for place in range(len(own.guesses) + 1):
+            negative_V = None if negative is None else negative.logits_SV[place]
+            if not self._add_token(request, own.logits_SV[place], negative_V, own.best_S[place]):
+                return
+            chosen.append(request.sequences[0].ids[-1])
+            if place == len(own.guesses) or chosen[-1] != own.guesses[place]:
+                break
+            self.n_right += 1
+            self._advance(request.sequences[0], 1)
+        if request.guesses is not None:
+            request.guesses.add(chosen, len(own.guesses))
         for sequence, front in zip(request.sequences, request.fronts, strict=True):
-            sequence.logits_V = None
-            sequence.ids.append(id)
             if len(sequence.ids) > self.backend.context:
                 self._slide(sequence, front)
         if any(not sequence.blocks for sequence in request.sequences):
             self._read_again(request)
 
-    def _slide(self, sequence: _Sequence, front: int | None) -> None:
+    def _add_token(self, request: Request, logits_V: Tensor, negative_V: Tensor | None, best: int | None) -> bool:
+        """One token of an answer; whether it goes on after it."""
+        answer = request.answer
+        try:
+            id, text = answer.choose(logits_V, negative_V, best=best)
+        except TesseraError as error:  # of this request alone: who asked for it is told, the others go on
+            self._drop(request)
+            self._events.append(Event(request.id, error=error))
+            return False
+        if answer.finish is not None:
+            self._drop(request)
+            self._events.append(Event(request.id, text, id, answer.completion))
+            return False
+        self._events.append(Event(request.id, text, id))
+        for sequence in request.sequences:
+            sequence.ids.append(id)
+        return True
+
+    def _slide(self, sequence: CachedSequence, front: int | None) -> None:
         """Go on with the newest half of what was in sight."""
         self._give_back(sequence)
         kept = sequence.ids[-max(1, self.backend.context // 2) :]
@@ -341,11 +349,10 @@ class Scheduler:
             kept[0] = front
         sequence.ids, sequence.keys = kept, []
 
-    def _read_again(self, request: _Request) -> None:
+    def _read_again(self, request: Request) -> None:
         """A request of which a sequence has given its blocks back goes on at once if all that it needs is there."""
-        n_to_come = request.answer.sampling.max_tokens - len(request.answer.ids)
         empty = [sequence for sequence in request.sequences if not sequence.blocks]
-        needs = [self._needed(sequence, n_to_come) for sequence in empty]
+        needs = [self._needed(sequence, request.answer.n_to_come) for sequence in empty]
         if self.blocks.admits(sum(needs)):
             for sequence, need in zip(empty, needs, strict=True):
                 sequence.promised = need
@@ -356,13 +363,28 @@ class Scheduler:
         self._running.remove(request)
         self._waiting.appendleft(request)
 
-    def _give_back(self, sequence: _Sequence) -> None:
+    def _give_back(self, sequence: CachedSequence) -> None:
         self.blocks.release(sequence.blocks)
         self.blocks.promised -= sequence.promised
         sequence.blocks, sequence.promised, sequence.length, sequence.n_published = [], 0, 0, 0
 
-    def _drop(self, request: _Request) -> None:
+    def _drop(self, request: Request) -> None:
+        if request.guesses is not None:
+            request.guesses.close()
         for sequence in request.sequences:
             self._give_back(sequence)
         (self._running if request in self._running else self._waiting).remove(request)
         del self._requests[request.id]
+
+
+def _of_each(chunks: Sequence[Chunk], logits_WV: Tensor) -> list[Said | None]:
+    """The rows of each chunk that comes to its end."""
+    best_W = best_ids(logits_WV)
+    found: list[Said | None] = []
+    begin = 0
+    for sequence, n, guesses in chunks:
+        end = begin + 1 + len(guesses)
+        whole = sequence.pending == n
+        found.append(Said(logits_WV[begin:end], best_W[begin:end], guesses) if whole else None)
+        begin = end if whole else begin
+    return found

@@ -1,137 +1,148 @@
-"""Speculative decoding: guess tokens cheaply, check them in one step of the model, keep those that it would have drawn.
+"""Speculative decoding: guess tokens cheaply, look at all guesses in one step of the model, keep those that come true.
 
-The output has exactly the model's distribution. A guess x drawn from q is kept with probability min(1, p(x) / q(x)),
-else a token is drawn from norm(max(0, p - q)) and the rest of the guesses is dropped (Leviathan et al. 2023, algorithm
-1; Chen et al. 2023, algorithm 2). When all are kept the model's last row gives one more.
+The model's logits after each guess are there at once, and from them the answer's tokens are chosen as ever, by its own
+stream of random numbers, as long as what is chosen is what was guessed (Leviathan et al. 2023, "Fast Inference from
+Transformers via Speculative Decoding", for guesses that are certain). The first one that is not takes the place of the
+guess, and all behind it are forgotten. So a guess, right or wrong, changes no token of any answer, drawn or greedy,
+whatever its settings are and whatever else is in the step: only how many tokens come out of a step.
 
-A guess that was not drawn at all (prompt lookup, or a greedy draft) has q(x) = 1. Then it is enough to draw from p as
-ever and to see whether the guess comes out: it does with probability p(x), and if not, what came out is distributed as
-p without x. So such an answer is not only of the same distribution but the same, token for token, as without guesses.
+A draft model's guesses are drawn, but by the number that will decide the answer's token: where the two distributions
+are alike, so are the tokens (Daliri et al. 2024, "Coupling without Communication and Drafter-Invariant Speculative
+Decoding"). The other way, to keep a guess drawn from q with probability p / q, keeps some more of them, but the answer
+then depends on when there were guesses.
 
-K guesses, V vocabulary.
+Who guesses is a `Guesser`: `PromptLookup` here, `DraftModel` in draft_model.py.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
-import numpy as np
-import torch
-from torch import Tensor
+from tessera.errors import SettingError
+from tessera.generate.chooser import Chooser
 
-from tessera.errors import InputError, SettingError
-from tessera.generate.chooser import Choice, Chooser
-from tessera.generate.sampling import Sampling, draw, filtered
-
-
-@dataclass(frozen=True)
-class Draft:
-    """Guessed tokens, and the distributions that they were drawn from (K, V); None if they were not drawn."""
-
-    ids: list[int]
-    probs_KV: Tensor | None = None
+FIRST = 3
+"""So many are guessed at first: a step of 4 rows costs hardly more than one of 1."""
+LONGEST_PAUSE = 32
+"""So many steps without guesses, at the most, before it is tried again."""
 
 
-def prompt_lookup(ids: Sequence[int], k: int, *, longest: int = 3, shortest: int = 1) -> Draft:
-    """What followed the newest earlier occurrence of the last tokens: at most `k` of it.
+class Guesses(Protocol):
+    """What a guesser knows of one answer."""
 
-    The longest run that has occurred wins, from `longest` down to `shortest` tokens (Saxena 2023, "Prompt lookup
-    decoding"; Yang et al. 2023).
+    def add(self, ids: Sequence[int], n_guessed: int) -> None:
+        """These came out of a step; the first of `n_guessed` that were guessed are among them."""
+        ...
 
-    >>> prompt_lookup([1, 2, 3, 4, 9, 2, 3], k=2).ids
-    [4, 9]
+    def close(self) -> None:
+        """The answer has ended."""
+        ...
+
+
+G = TypeVar("G")
+
+
+class Guesser(Protocol[G]):
+    """Guesses what follows, for any number of answers."""
+
+    n_vocab: int | None
+    """The vocabulary that it guesses from; None if it fits any."""
+
+    def start(self, prompt: Sequence[int], chooser: Chooser) -> G:
+        """For a new answer."""
+        ...
+
+    def guess(self, asked: Sequence[tuple[G, int]]) -> list[list[int]]:
+        """For each of these answers at most so many tokens, none too."""
+        ...
+
+
+class Pace:
+    """How many to guess: as many as came true of late, up to `most`; none for a while after several misses.
+
+    A miss costs little, so the pause begins with the second in a row; it doubles with each one more.
     """
-    if k < 0:
-        raise SettingError("k", k, "a whole number, 0 or greater")
-    if not 1 <= shortest <= longest:
-        raise SettingError("shortest", shortest, f"from 1 to longest = {longest}")
-    ids_T = np.asarray(ids, dtype=np.int64)
-    for n in range(min(longest, len(ids_T) - 1), shortest - 1, -1):
-        windows = np.lib.stride_tricks.sliding_window_view(ids_T[:-1], n)
-        (found,) = np.nonzero((windows == ids_T[-n:]).all(axis=1))
-        if len(found):
-            start = int(found[-1]) + n
-            return Draft(ids_T[start : start + k].tolist())
-    return Draft([])
+
+    def __init__(self, most: int) -> None:
+        if most < 1:
+            raise SettingError("k", most, "a whole number, 1 or greater")
+        self._most = most
+        self._now = min(FIRST, most)
+        self._missed = 0
+        self._pause = 0
+
+    def next(self) -> int:
+        """How many in this step."""
+        if self._pause:
+            self._pause -= 1
+            return 0
+        return self._now
+
+    def told(self, n_guessed: int, n_right: int) -> None:
+        """So many of the guesses of a step came true."""
+        if n_right:
+            self._missed = 0
+            self._now = min(self._most, 2 * self._now + 1 if n_right == n_guessed else max(FIRST, n_right))
+        elif n_guessed:
+            self._missed += 1
+            self._now = min(FIRST, self._most)
+            self._pause = 0 if self._missed == 1 else min(LONGEST_PAUSE, 2**self._missed)
 
 
-def draft(
-    score: Callable[[list[int]], Tensor], ids: Sequence[int], k: int, sampling: Sampling, generator: torch.Generator
-) -> Draft:
-    """`k` tokens of a smaller model: `score(ids)` gives its logits after `ids`, (V,).
+class Lookup:
+    """The tokens of one answer and its prompt, and what followed each run of them the last time.
 
-    `generator` is the draft's own, so that the answer's stream is not moved. Of `sampling` the temperature and the
-    filters are used: a draft need not be right. Greedy drafts are not drawn, see above.
+    A run of 3 tokens that has occurred wins over one of 2. What followed is continued into itself, as a text that
+    repeats itself does.
+
+    >>> lookup = Lookup([1, 2, 3, 4, 9, 2, 3], k=4)
+    >>> lookup.guess(4)
+    [4, 9, 2]
     """
-    plain = Sampling(
-        **{name: getattr(sampling, name) for name in ("temperature", "top_k", "top_p", "min_p", "typical")}
-    )
-    guesses: list[int] = []
-    rows: list[Tensor] = []
-    for _ in range(k):
-        logits_V = filtered(score([*ids, *guesses])[None], plain)[0]
-        guesses.append(int(logits_V.argmax() if plain.temperature == 0.0 else draw(logits_V[None], [generator])[0]))
-        rows.append(logits_V.double().softmax(dim=-1))
-    return Draft(guesses, None if plain.temperature == 0.0 or not rows else torch.stack(rows))
+
+    RUNS = (3, 2)
+
+    def __init__(self, ids: Sequence[int], k: int) -> None:
+        self._ids = list(ids)
+        self._pace = Pace(k)
+        self._after: dict[tuple[int, ...], int] = {}
+        self._n_known = 0
+        """Of so many tokens it is noted what they follow: all at the first guess, then one by one."""
+
+    def guess(self, most: int) -> list[int]:
+        """At most so many tokens, and no more than have come true of late."""
+        n = min(most, self._pace.next())
+        ids, size = self._ids, len(self._ids)
+        for place in range(self._n_known, size):
+            for run in self.RUNS:
+                if run <= place:
+                    self._after[tuple(ids[place - run : place])] = place
+        self._n_known = size
+        if not n:
+            return []
+        place = next((found for run in self.RUNS if run < size and (found := self._after.get(tuple(ids[-run:])))), size)
+        period = ids[place:]
+        return [period[i % len(period)] for i in range(n)] if period else []
+
+    def add(self, ids: Sequence[int], n_guessed: int) -> None:
+        self._ids += ids
+        self._pace.told(n_guessed, min(n_guessed, len(ids) - 1))
+
+    def close(self) -> None:
+        """It holds nothing that others could want."""
 
 
-def residual(target_V: Tensor, draft_V: Tensor) -> Tensor:
-    """norm(max(0, p - q)): what to draw from when a guess is refused."""
-    left_V = (target_V - draft_V).clamp(min=0.0)
-    total = left_V.sum()
-    # p <= q everywhere means p = q, but for rounding: such a guess is as good as never refused.
-    return left_V / total if total > 0 else target_V
+class PromptLookup:
+    """Guesses that a run of tokens that has occurred goes on as it did (Saxena 2023, "Prompt lookup decoding"; Yang et
+    al. 2023), up to `k` tokens."""
 
+    n_vocab = None
 
-def accept(target_V: Tensor, draft_V: Tensor, id: int, generator: torch.Generator) -> int:
-    """`id`, which was drawn from `draft_V`, or another: together they are distributed as `target_V`."""
-    if not draft_V[id] > 0:
-        raise InputError(f"the draft has the token {id}, which its own distribution says is impossible")
-    uniform = float(torch.rand((), generator=generator, dtype=torch.float64))
-    if uniform * float(draft_V[id]) < float(target_V[id]):
-        return id
-    return _draw(residual(target_V, draft_V), generator)
+    def __init__(self, k: int = 7) -> None:
+        Pace(k)  # for its SettingError
+        self.k = k
 
+    def start(self, prompt: Sequence[int], chooser: Chooser) -> Lookup:
+        return Lookup(prompt, self.k)
 
-def verify(target_SV: Tensor, drafted: Draft, generator: torch.Generator) -> list[int]:
-    """The tokens that the guesses lead to: those kept, and one more.
-
-    `target_SV` are the model's distributions (probabilities) at each guess and after the last, S = K + 1.
-    """
-    if len(target_SV) != len(drafted.ids) + 1:
-        raise InputError(f"{len(drafted.ids)} guesses need {len(drafted.ids) + 1} distributions, not {len(target_SV)}")
-    target_SV = target_SV.double().cpu()
-    kept: list[int] = []
-    for place, guess in enumerate(drafted.ids):
-        if drafted.probs_KV is None:
-            kept.append(_draw(target_SV[place], generator))
-        else:
-            kept.append(accept(target_SV[place], drafted.probs_KV[place].double().cpu(), guess, generator))
-        if kept[-1] != guess:
-            return kept
-    return [*kept, _draw(target_SV[-1], generator)]
-
-
-def choose_drafted(chooser: Chooser, logits_SV: Tensor, drafted: Draft, generator: torch.Generator) -> list[Choice]:
-    """`verify` for an answer with all its settings: penalties, filters and constraint see the tokens kept so far.
-
-    `logits_SV` are the model's after each guess's predecessor and after the last. It ends at an end token, and where
-    the constraint is fulfilled. `generator` decides on guesses that were drawn; the others use the chooser's own.
-    """
-    if chooser.sampling.guidance is not None:
-        raise SettingError("guidance", chooser.sampling.guidance.scale, "none with speculative decoding")
-    choices: list[Choice] = []
-    for place in range(len(drafted.ids) + 1):
-        guess = drafted.ids[place] if place < len(drafted.ids) else None
-        if guess is None or drafted.probs_KV is None or chooser.sampling.temperature == 0.0:
-            choices.append(chooser.choose(logits_SV[place]))
-        else:
-            target_V = chooser.distribution(logits_SV[place]).double().softmax(dim=-1).cpu()
-            id = accept(target_V, drafted.probs_KV[place].double().cpu(), guess, generator)
-            choices.append(chooser.take(id, logits_SV[place]))
-        if choices[-1].id != guess or choices[-1].id in chooser.ends or chooser.finished:
-            break
-    return choices
-
-
-def _draw(probs_V: Tensor, generator: torch.Generator) -> int:
-    return int(draw(probs_V.log()[None], [generator])[0])
+    def guess(self, asked: Sequence[tuple[Lookup, int]]) -> list[list[int]]:
+        return [lookup.guess(most) for lookup, most in asked]

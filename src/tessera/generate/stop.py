@@ -42,6 +42,8 @@ class StopFilter:
 
     def push(self, piece: str) -> str:
         """What may be shown now; nothing more once `stopped`."""
+        if not self.stops:
+            return piece
         if self.stopped:
             return ""
         text = self._held + piece

@@ -14,31 +14,39 @@ from tessera.model.paged import PagedCache, Run
 
 class TorchStep:
     """A decoder and a cache of `n_blocks` blocks, taken at once. `n_vocab`: ids beyond are left out of the logits.
+    `cache`: what keys and values are kept as, "float" (as the model computes) or "int8".
 
     The model is in evaluation mode during each step and as it was between two.
     """
 
     shares = True
 
-    def __init__(self, model: Decoder, *, n_blocks: int, block_size: int = 16, n_vocab: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Decoder,
+        *,
+        n_blocks: int,
+        block_size: int = 16,
+        n_vocab: int | None = None,
+        cache: str = "float",
+    ) -> None:
         self.model, self.context = model, model.context
         self.n_vocab = model.n_vocab if n_vocab is None else n_vocab
         self.n_blocks, self.block_size = n_blocks, block_size
-        self.cache = PagedCache(
-            model.new_cache(1, 1),
-            n_blocks=n_blocks,
-            block_size=block_size,
-        )
+        self.cache = PagedCache(model.new_cache(1, 1), n_blocks=n_blocks, block_size=block_size, kept=cache)
 
     @torch.inference_mode()
     def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
         """The logits after each wanted row, (wanted, V)."""
-        ids_1N = torch.as_tensor(np.asarray(rows.ids, dtype=np.int64), device=self.model.device)[None]
-        flow = self.cache.flow(runs_of(rows, tables))
         with evaluating(self.model):
-            h_1ND = self.model.hidden(ids_1N, self.cache, flow)
-            wanted_W = torch.as_tensor(np.asarray(rows.wanted, dtype=np.int64), device=h_1ND.device)
-            return self.model.logits(h_1ND[0, wanted_W])[:, : self.n_vocab]
+            h_ND = self._hidden(rows, tables)
+            wanted_W = torch.as_tensor(np.asarray(rows.wanted, dtype=np.int64), device=h_ND.device)
+            return self.model.logits(h_ND[wanted_W])[:, : self.n_vocab]
+
+    def _hidden(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
+        """What the head reads after each row, (N, D) or more rows."""
+        ids_1N = torch.as_tensor(np.asarray(rows.ids, dtype=np.int64), device=self.model.device)[None]
+        return self.model.hidden(ids_1N, self.cache, self.cache.flow(runs_of(rows, tables)))[0]
 
 
 def runs_of(rows: StepRows, tables: Sequence[Sequence[int]]) -> list[Run]:

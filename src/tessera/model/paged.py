@@ -11,6 +11,9 @@ once; attention is done for each group of sequences that fit together, on their 
 so that keys keep their distance to the query and every kind of bias and window holds; what fills up is another
 document, which no token sees. No number depends on what else is in the memory.
 
+The memory holds numbers as they are, or in 8 bits (`CodedRows`). A token is then seen in 8 bits by all tokens, itself
+and those of its own step included: how a text was cut into steps changes nothing.
+
 N rows, P positions of the memory, S positions of a sequence.
 """
 
@@ -23,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tessera.errors import SettingError
 from tessera.model.cache import Attend, Cache, LayerCache
 from tessera.model.flow import Flow
 
@@ -30,6 +34,8 @@ SPREAD = 1.5
 """Answers are done together as long as the longest is at most so many times as long as the shortest,"""
 SHORT = 64
 """or not longer than this."""
+SCALED = 32
+"""Numbers of a row in 8 bits that share a scale."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +85,78 @@ class PagedFlow(Flow):
         return self.most
 
 
-class PagedLayer(LayerCache):
-    """The memory of one layer, (P + 1, heads, width): a row of zeros is last, which fills up."""
+class Rows:
+    """Numbers as they are, (P + 1, heads, width): a row of zeros is last, which fills up."""
 
-    def __init__(self, like: LayerCache, n_positions: int) -> None:
-        self.keys_PGK, self.values_PGV = (
-            torch.empty(n_positions + 1, x.shape[1], x.shape[3], dtype=x.dtype, device=x.device) for x in like.memory
-        )
-        self.keys_PGK[-1], self.values_PGV[-1] = 0, 0
-        self.length = 0
+    def __init__(self, like_BGSK: Tensor, n_positions: int) -> None:
+        _, G, _, K = like_BGSK.shape
+        self.numbers_PGK = torch.empty(n_positions + 1, G, K, dtype=like_BGSK.dtype, device=like_BGSK.device)
+        self.numbers_PGK[-1] = 0
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        """What it holds in memory."""
+        return (self.numbers_PGK,)
+
+    def write(self, places: Tensor, new_NGK: Tensor) -> None:
+        self.numbers_PGK[places] = new_NGK.to(self.numbers_PGK.dtype)
+
+    def read(self, places: slice | Tensor) -> Tensor:
+        return self.numbers_PGK[places]
+
+
+class CodedRows(Rows):
+    """Whole numbers from -127 to 127 and, for each `SCALED` neighbours of a token's head, a scale in half precision:
+
+        x = scale * q,      scale = max |x| / 127.
+
+    A channel that is large in all tokens, as keys have them, costs precision among its neighbours only. Heads whose
+    width is no multiple of `SCALED` have one scale.
+    """
+
+    def __init__(self, like_BGSK: Tensor, n_positions: int) -> None:
+        _, G, _, K = like_BGSK.shape
+        self.dtype = like_BGSK.dtype
+        n_scales = 1 if K % SCALED else K // SCALED
+        at = like_BGSK.device
+        self.codes_PGKB = torch.empty(n_positions + 1, G, n_scales, K // n_scales, dtype=torch.int8, device=at)
+        self.scales_PGK = torch.empty(n_positions + 1, G, n_scales, dtype=torch.float16, device=at)
+        self.codes_PGKB[-1], self.scales_PGK[-1] = 0, 0
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.codes_PGKB, self.scales_PGK
+
+    def write(self, places: Tensor, new_NGK: Tensor) -> None:
+        new_NGKB = new_NGK.float().unflatten(2, self.codes_PGKB.shape[2:])
+        scales_NGK = (new_NGKB.abs().amax(dim=3) / 127).half()
+        inverse_NGK = torch.where(scales_NGK == 0, 0.0, 1.0 / scales_NGK.float())
+        codes_NGKB = (new_NGKB * inverse_NGK.unsqueeze(3)).round_().clamp_(-127, 127)
+        self.codes_PGKB[places], self.scales_PGK[places] = codes_NGKB.to(torch.int8), scales_NGK
+
+    def read(self, places: slice | Tensor) -> Tensor:
+        scales_NGK1 = self.scales_PGK[places].to(self.dtype).unsqueeze(3)
+        return (self.codes_PGKB[places] * scales_NGK1).flatten(2)
+
+
+ROWS: dict[str, type[Rows]] = {"float": Rows, "int8": CodedRows}
+"""What the keys and values of a cache can be kept as."""
+
+
+class PagedLayer(LayerCache):
+    """The memory of one layer: keys and values, either of which may have no width."""
+
+    def __init__(self, like: LayerCache, n_positions: int, kept: type[Rows] = Rows) -> None:
+        self.keys, self.values = ((kept if x.shape[3] else Rows)(x, n_positions) for x in like.memory)
+        self._n_positions, self.length = n_positions, 0
 
     @property
     def capacity(self) -> int:
-        return len(self.keys_PGK) - 1
+        return self._n_positions
 
     @property
     def n_bytes(self) -> int:
-        return sum(rows.numel() * rows.element_size() for rows in (self.keys_PGK, self.values_PGV))
+        return sum(part.numel() * part.element_size() for part in (*self.keys.parts, *self.values.parts))
 
     def through(self, attend: Attend, flow: Flow, *parts_BT: Tensor) -> Tensor:
         """One call for each group; the rows come back in their order, (1, N, width)."""
@@ -121,23 +182,26 @@ class _PartOfLayer(LayerCache):
     def append(self, k_BGTK: Tensor, v_BGTK: Tensor) -> tuple[Tensor, Tensor]:
         """Put the new tokens in their places; returns all keys and values of each sequence, (B, heads, S, width)."""
         layer = self._layer
-        return self._moved(layer.keys_PGK, k_BGTK), self._moved(layer.values_PGV, v_BGTK)
+        return self._moved(layer.keys, k_BGTK), self._moved(layer.values, v_BGTK)
 
-    def _moved(self, memory_PGK: Tensor, new_BGTK: Tensor) -> Tensor:
+    def _moved(self, memory: Rows, new_BGTK: Tensor) -> Tensor:
         group = self._group
-        memory_PGK[group.writes] = new_BGTK.transpose(1, 2).flatten(0, 1).to(memory_PGK.dtype)
-        return memory_PGK[group.reads].unflatten(0, (group.size, -1)).transpose(1, 2)
+        memory.write(group.writes, new_BGTK.transpose(1, 2).flatten(0, 1))
+        return memory.read(group.reads).unflatten(0, (group.size, -1)).transpose(1, 2)
 
 
 class PagedCache(Cache):
     """The memory of a decoder, made like the layers of an ordinary cache of it.
 
-    It has room for the tokens themselves where that has, for an embedding that looks at those before.
+    It has room for the tokens themselves where that has, for an embedding that looks at those before. `kept`: "float",
+    numbers as that has them, or "int8".
     """
 
-    def __init__(self, like: Cache, *, n_blocks: int, block_size: int) -> None:
+    def __init__(self, like: Cache, *, n_blocks: int, block_size: int, kept: str = "float") -> None:
+        if kept not in ROWS:
+            raise SettingError.unknown("cache", kept, ROWS)
         n_positions = n_blocks * block_size
-        super().__init__([PagedLayer(layer, n_positions) for layer in like.layers])
+        super().__init__([PagedLayer(layer, n_positions, ROWS[kept]) for layer in like.layers])
         self.block_size = block_size
         self._device = like.layers[0].memory[0].device
         self._ids_P = torch.zeros(n_positions + 1, dtype=torch.long, device=self._device) if like.looks_back else None

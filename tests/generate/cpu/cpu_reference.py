@@ -58,6 +58,15 @@ def rounded(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(blocks * up[..., None]).astype(np.int64), scale
 
 
+def kept(x_THK: np.ndarray, cache: str) -> tuple[np.ndarray, np.ndarray]:
+    """What the cache gives back, and the scale of each head, (T, H)."""
+    if cache != "int8":
+        return x_THK.astype(np.float16 if cache == "fp16" else F32).astype(F32), np.ones(x_THK.shape[:2], F32)
+    scale = (np.abs(x_THK).max(axis=-1) / F32(127)).astype(np.float16).astype(F32)
+    up = np.divide(F32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.rint(x_THK * up[..., None]), scale
+
+
 class Map:
     """A weight in a storage, and its product with rows."""
 
@@ -83,10 +92,10 @@ class Map:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         x = filled(x, 32)
         if self.storage in ("fp32", "bf16"):
-            sums = [np.zeros((len(x), self.n_rows), F32) for _ in range(2)]
+            total = np.zeros((len(x), self.n_rows), F32)
             for column in range(x.shape[1]):
-                sums[column % 2] = fma(x[:, column, None], self.numbers[None, :, column], sums[column % 2])
-            return sums[0] + sums[1]
+                total = fma(x[:, column, None], self.numbers[None, :, column], total)
+            return total
         x8, scales = rounded(x)
         total = np.zeros((len(x), self.n_rows), F32)
         for block in range(x8.shape[1]):
@@ -99,10 +108,10 @@ class Map:
 
 
 class Reference:
-    """A decoder's logits for one sequence, the cache in half or single precision."""
+    """A decoder's logits for one sequence, the cache in single or half precision or in 8 bits."""
 
     def __init__(self, model: Decoder, storage: str, cache: str) -> None:
-        self.model, self.cache = model, np.float16 if cache == "fp16" else F32
+        self.model, self.cache = model, cache
         self.tensors = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
         outer = "q8_0" if storage in ("q4_0", "q4_1") else storage
         self.maps = {
@@ -135,24 +144,28 @@ class Reference:
         if f"{layer}attention.query_norm.weight" in self.tensors:
             q = norm(q, self.numpy(f"{layer}attention.query_norm.weight"), attention.query_norm.eps)
             k = norm(k, self.numpy(f"{layer}attention.key_norm.weight"), attention.key_norm.eps)
-        k, v = (each.astype(self.cache).astype(F32) for each in (self.rotated(k), v))
+        (k, k_scale), (v, v_scale) = (kept(each, self.cache) for each in (self.rotated(k), v))
         q = self.rotated(q) * F32(attention.scale or K**-0.5)
         mixed = np.zeros((len(x), H, K), F32)
         for t in range(len(x)):
             for h in range(H):
-                mixed[t, h] = self.attend(q[t, h], k[: t + 1, h * G // H], v[: t + 1, h * G // H])
+                of_head = (each[: t + 1, h * G // H] for each in (k, k_scale, v, v_scale))
+                mixed[t, h] = self.attend(q[t, h], *of_head)
         return self.product(f"{layer}attention.output", mixed.reshape(len(x), -1))
 
-    def attend(self, q_K: np.ndarray, k_SK: np.ndarray, v_SK: np.ndarray) -> np.ndarray:
+    def attend(
+        self, q_K: np.ndarray, k_SK: np.ndarray, k_scale_S: np.ndarray, v_SK: np.ndarray, v_scale_S: np.ndarray
+    ) -> np.ndarray:
         scores = np.zeros(len(k_SK), F32)
         for i, number in enumerate(q_K):
             scores = fma(number, k_SK[:, i], scores)
+        scores = scores * k_scale_S
         weights = exponential(scores - scores.max())
         lanes = np.zeros(16, F32)
         for block in filled(weights, 16).reshape(-1, 16):
             lanes = lanes + block
         total = np.zeros_like(q_K)
-        for weight, value_K in zip(weights, v_SK, strict=True):
+        for weight, value_K in zip(weights * v_scale_S, v_SK, strict=True):
             total = fma(weight, value_K, total)
         return total * (F32(1) / halves_onto_halves(lanes))
 

@@ -15,8 +15,9 @@ from tessera.formats import export_model, open_model
 from tessera.formats.gguf.blocks import KINDS, dequantize
 from tessera.generate.cpu import check, memory
 from tessera.generate.cpu.check import check_kernels
-from tessera.generate.cpu.model import CpuModel, StepRows
+from tessera.generate.cpu.model import CpuModel
 from tessera.generate.cpu.support import why_not
+from tessera.generate.requests import StepRows
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
 from tessera.tokenizers import TOKENIZERS
@@ -43,8 +44,7 @@ def written(path: Path, dtype: str) -> Path:
 
 def logits(model: CpuModel) -> torch.Tensor:
     ids = list(b"every row of it")
-    model.free(0)
-    return model.step(StepRows(ids, [0] * len(ids), range(len(ids)), range(len(ids))))
+    return model.step(StepRows(ids, [0] * len(ids), range(len(ids)), range(len(ids))), [[0]])
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "q8_0", "q4_0", "q4_1"])

@@ -15,10 +15,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import numba
 from numba.core.registry import cpu_target
 
 from tessera.errors import InputError
-from tessera.generate.cpu.step import step
+from tessera.generate.cpu import kernels, panels, step
+from tessera.native.jit import cache_folder, source_stamp
 
 log = logging.getLogger(__name__)
 PATIENCE = 600
@@ -50,12 +52,14 @@ def check_kernels(say: Callable[[str], None]) -> None:
 
 def _note() -> Path | None:
     """The file that says that the kernels worked; None where there is no place for it."""
-    target = repr(cpu_target.target_context.codegen().magic_tuple())
-    folder = Path(step._cache.cache_path)
+    target = repr((cpu_target.target_context.codegen().magic_tuple(), numba.__version__, sys.version_info))
+    made_of = [source_stamp(Path(str(module.__file__))) for module in (kernels, panels, step)]
+    folder = cache_folder()
     if not folder.is_dir():
         with suppress(OSError):
             folder.mkdir(parents=True)
-    return folder / f"worked-{hashlib.sha256(target.encode()).hexdigest()[:16]}" if folder.is_dir() else None
+    name = hashlib.sha256("\0".join([target, *made_of]).encode()).hexdigest()[:16]
+    return folder / f"worked-{name}" if folder.is_dir() else None
 
 
 def _environment() -> dict[str, str]:

@@ -28,16 +28,19 @@ from tessera.generate.cpu.products import (
     first_bf16,
     high_nibbles,
     load_halves,
+    load_rows,
     low_nibbles,
     second_bf16,
     starts,
     store_rows,
 )
-from tessera.generate.cpu.vectors import add, add_ints, load, load_ints, no_ints, zeros
+from tessera.generate.cpu.vectors import add_ints, load, load_ints, no_ints, store, zero, zeros
 from tessera.native.jit import compiled, inner
 from tessera.native.memory import prefetch
 
 GROUP = 8
+NEAR = 4
+"""Blocks of columns of two panels of floats that stay in the nearest cache while many rows are multiplied by them."""
 GROUP_BLOCK = 384
 """Bytes of a group of rows in 8 bits for a block of columns."""
 SCALES, STARTS, OFFSETS = 256, 288, 320
@@ -46,7 +49,8 @@ AHEAD = 8192
 To ask for what is beyond the memory is no error."""
 
 
-def _q8_0_tile(rows: int) -> Any:
+def _q8_0_tile(rows: int, *, asks: bool = True) -> Any:
+    """`asks`: ask for the weights of the next panels."""
     zero, nothing, start, alone = zeros(rows), no_ints(rows), starts(rows), rows == 1
 
     @inner
@@ -63,6 +67,11 @@ def _q8_0_tile(rows: int) -> Any:
                     prefetch(here + AHEAD + 64)
                     found_2 = dot(found_2, load_ints(here + 64), x_2, 32)
                 else:
+                    if asks:
+                        prefetch(here + 2 * s_panel)
+                        prefetch(here + 2 * s_panel + 64)
+                        prefetch(here + 3 * s_panel)
+                        prefetch(here + 3 * s_panel + 64)
                     found_2 = dot(found_2, load_ints(here + s_panel), x + 4 * group, 32)
                     found = dot(found, load_ints(here + 64), x_2, 32)
                     found_2 = dot(found_2, load_ints(here + s_panel + 64), x_2, 32)
@@ -79,7 +88,7 @@ def _q8_0_tile(rows: int) -> Any:
     return tile
 
 
-def _q4_tile(rows: int, shift: int, *, offsets: bool) -> Any:
+def _q4_tile(rows: int, shift: int, *, offsets: bool, asks: bool = True) -> Any:
     """`shift` makes 16 of 128, as 8 is to be taken off each number where it has no offset of its own."""
     zero, nothing, start, alone = zeros(rows), no_ints(rows), starts(rows), rows == 1
     s_scales = 64 if offsets else 32
@@ -97,6 +106,9 @@ def _q4_tile(rows: int, shift: int, *, offsets: bool) -> Any:
                     prefetch(numbers + AHEAD + 64 * group)
                     found_2 = dot(found_2, high_nibbles(both), x_2, 32)
                 else:
+                    if asks:
+                        prefetch(numbers + 2 * s_panel + 64 * group)
+                        prefetch(numbers + 3 * s_panel + 64 * group)
                     both_2 = load_ints(numbers + s_panel + 64 * group)
                     found_2 = dot(found_2, low_nibbles(both_2), x + 4 * group, 32)
                     found = dot(found, high_nibbles(both), x_2, 32)
@@ -119,44 +131,48 @@ def _q4_tile(rows: int, shift: int, *, offsets: bool) -> Any:
 
 
 def _bf16_tile(rows: int) -> Any:
-    zero, alone = zeros(rows), rows == 1
+    load_sums = load_rows(rows)
 
     @inner
-    def tile(numbers, n_blocks, x, stride, out, out_stride):  # type: ignore[no-untyped-def]
-        even, odd = zero(), zero()
+    def tile(numbers, s_panel, n_blocks, x, stride, out, out_stride):  # type: ignore[no-untyped-def]
+        total, total_2 = load_sums(out, out_stride), load_sums(out + 64, out_stride)
         for _ in range(16 * n_blocks):
-            if alone:
-                prefetch(numbers + AHEAD)
-            both = load_ints(numbers)
-            even = add_products(even, first_bf16(both), x, stride)
-            odd = add_products(odd, second_bf16(both), x + 4, stride)
+            prefetch(numbers + 2 * s_panel)
+            prefetch(numbers + 3 * s_panel)
+            both, both_2 = load_ints(numbers), load_ints(numbers + s_panel)
+            total = add_products(total, first_bf16(both), x, stride)
+            total_2 = add_products(total_2, first_bf16(both_2), x, stride)
+            total = add_products(total, second_bf16(both), x + 4, stride)
+            total_2 = add_products(total_2, second_bf16(both_2), x + 4, stride)
             numbers, x = numbers + 64, x + 8
-        store_rows(out, out_stride, add(even, odd))
+        store_rows(out, out_stride, total)
+        store_rows(out + 64, out_stride, total_2)
 
     return tile
 
 
 def _fp32_tile(rows: int) -> Any:
-    zero, alone = zeros(rows), rows == 1
+    load_sums = load_rows(rows)
 
     @inner
-    def tile(numbers, n_blocks, x, stride, out, out_stride):  # type: ignore[no-untyped-def]
-        even, odd = zero(), zero()
-        for _ in range(16 * n_blocks):
-            if alone:
-                prefetch(numbers + AHEAD)
-                prefetch(numbers + AHEAD + 64)
-            even = add_products(even, load(numbers), x, stride)
-            odd = add_products(odd, load(numbers + 64), x + 4, stride)
-            numbers, x = numbers + 128, x + 8
-        store_rows(out, out_stride, add(even, odd))
+    def tile(numbers, s_panel, n_blocks, x, stride, out, out_stride):  # type: ignore[no-untyped-def]
+        total, total_2 = load_sums(out, out_stride), load_sums(out + 64, out_stride)
+        for _ in range(32 * n_blocks):
+            prefetch(numbers + 2 * s_panel)
+            prefetch(numbers + 3 * s_panel)
+            total = add_products(total, load(numbers), x, stride)
+            total_2 = add_products(total_2, load(numbers + s_panel), x, stride)
+            numbers, x = numbers + 64, x + 4
+        store_rows(out, out_stride, total)
+        store_rows(out + 64, out_stride, total_2)
 
     return tile
 
 
-def _of_bytes(one: Any, four: Any) -> Any:
-    """The kernel over pairs of panels and rows in 8 bits: `four` takes two panels, which share what is loaded of the
-    rows."""
+def _of_bytes(make: Any, **settings: Any) -> Any:
+    """The kernel over pairs of panels and rows in 8 bits: four rows take two panels, which share what is loaded of the
+    rows, and the first four of all ask for the next two."""
+    one, first_four, four = make(1, **settings), make(4, **settings), make(4, **settings, asks=False)
 
     @inner
     def kernel(weights, n_scales, n_panel, n_blocks, x, stride, out, out_stride, first, last, n_rows):  # type: ignore[no-untyped-def]
@@ -166,7 +182,9 @@ def _of_bytes(one: Any, four: Any) -> Any:
             for row in range(0, n_rows, 4):
                 group, lane, to = x + row // GROUP * stride, row % GROUP, column + row * out_stride
                 here, own = group + 32 * lane, group + 4 * lane
-                if n_rows - row > 1:
+                if n_rows > 1 and row == 0:
+                    first_four(scales, numbers, n_panel, n_blocks, here, own, to, out_stride)
+                elif n_rows - row > 1:
                     four(scales, numbers, n_panel, n_blocks, here, own, to, out_stride)
                 else:
                     one(scales, numbers, n_panel, n_blocks, here, own, to, out_stride)
@@ -177,30 +195,38 @@ def _of_bytes(one: Any, four: Any) -> Any:
 
 
 def _of_floats(make: Any) -> Any:
-    """The kernel over all panels and rows of floats."""
+    """The kernel over pairs of panels and rows of floats: a few blocks of columns for all rows before the next ones, so
+    that those of the weights stay near; the sums wait in `out`."""
     one, four, eight = make(1), make(4), make(8)
 
     @inner
     def kernel(weights, n_scales, n_panel, n_blocks, x, stride, out, out_stride, first, last, n_rows):  # type: ignore[no-untyped-def]
-        for panel in range(first, last):
-            numbers, column = weights + panel * n_panel, out + 64 * panel
-            for row in range(0, n_rows, 8):
-                here, to = x + row * stride, column + row * out_stride
-                if n_rows - row > 4:
-                    eight(numbers, n_blocks, here, stride, to, out_stride)
-                elif n_rows - row > 1:
-                    four(numbers, n_blocks, here, stride, to, out_stride)
-                else:
-                    one(numbers, n_blocks, here, stride, to, out_stride)
+        at_once = n_blocks if n_rows <= 8 else NEAR
+        s_block = n_panel // n_blocks
+        for panel in range(first, last, 2):
+            column = out + 64 * panel
+            for row in range((n_rows + 7) // 8 * 8 if n_rows > 1 else 1):
+                store(column + row * out_stride, zero())
+                store(column + row * out_stride + 64, zero())
+            for begin in range(0, n_blocks, at_once):
+                numbers, n = weights + panel * n_panel + s_block * begin, min(at_once, n_blocks - begin)
+                for row in range(0, n_rows, 8):
+                    here, to = x + row * stride + 128 * begin, column + row * out_stride
+                    if n_rows - row > 4:
+                        eight(numbers, n_panel, n, here, stride, to, out_stride)
+                    elif n_rows - row > 1:
+                        four(numbers, n_panel, n, here, stride, to, out_stride)
+                    else:
+                        one(numbers, n_panel, n, here, stride, to, out_stride)
         return 0
 
     return kernel
 
 
 # What is kept between processes may have no variables of a function around it, so each kernel is a function of its own.
-by_q8_0 = _of_bytes(_q8_0_tile(1), _q8_0_tile(4))
-by_q4_0 = _of_bytes(_q4_tile(1, 4, offsets=False), _q4_tile(4, 4, offsets=False))
-by_q4_1 = _of_bytes(_q4_tile(1, 0, offsets=True), _q4_tile(4, 0, offsets=True))
+by_q8_0 = _of_bytes(_q8_0_tile)
+by_q4_0 = _of_bytes(_q4_tile, shift=4, offsets=False)
+by_q4_1 = _of_bytes(_q4_tile, shift=0, offsets=True)
 by_bf16 = _of_floats(_bf16_tile)
 by_fp32 = _of_floats(_fp32_tile)
 

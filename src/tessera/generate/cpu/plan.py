@@ -33,11 +33,13 @@ class Word(IntEnum):
     # Of the cache.
     KEYS = auto()
     VALUES = auto()
-    N_SLOTS = auto()
-    N_POSITIONS = auto()
-    """Of a slot, filled up to a multiple of 32."""
+    N_BLOCKS = auto()
+    S_BLOCK = auto()
+    """From one block of a head to the next, in bytes."""
     NUMBER_BYTES = auto()
-    """Of a number in the cache: 2 or 4."""
+    """Of a number in the cache: 1, 2 or 4."""
+    N_POSITIONS = auto()
+    """Of the longest sequence, filled up to a multiple of 32."""
     # Of a step.
     N_ROWS = auto()
     N_TILES = auto()
@@ -82,8 +84,9 @@ class Row(IntEnum):
     """The words of a row of the step."""
 
     TOKEN = 0
-    SLOT = auto()
     POSITION = auto()
+    TABLE = auto()
+    """Where the numbers of the blocks of its sequence are."""
 
 
 class Tile(IntEnum):

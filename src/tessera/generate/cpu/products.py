@@ -25,6 +25,7 @@ from tessera.generate.cpu.vectors import (
     Make,
     Work,
     byte_product,
+    floats,
     ints,
     operation,
 )
@@ -158,9 +159,25 @@ def _add_products(work: Work, total: Any, weights: Any, address: Any, stride: An
     return work.each(lambda r, one: work.fma(w, _row_factor(work, address, stride, r), one), total)
 
 
+def _scale_rows(work: Work, total: Any, factors: Any) -> Any:
+    """total * factors, the same for all rows."""
+    factor = work.only(factors)
+    return work.each(lambda _, one: work.build.fmul(one, factor), total)
+
+
 def _store_rows(work: Work, address: Any, stride: Any, total: Any) -> None:
     for r in range(total.type.count):
         work.store(work.build.extract_value(total, r), work.row(address, stride, r))
+
+
+def load_rows(rows: int) -> Any:
+    """The operation that makes `floats(rows)` of what is stored."""
+
+    def make(work: Work, address: Any, stride: Any) -> Any:
+        none = ir.Constant(ir.ArrayType(NUMBERS, rows), ir.Undefined)
+        return work.each(lambda r, _: work.load(work.row(address, stride, r), NUMBERS), none)
+
+    return operation([PLACE, PLACE], floats(rows), make)
 
 
 def _row_of(work: Work, total: Any, r: Any) -> Any:
@@ -197,6 +214,7 @@ first_bf16, second_bf16 = operation([INTS], ONE, _first_bf16), operation([INTS],
 dot = operation([None, INTS, PLACE, PLACE], None, _dot)
 add_scaled = operation([None, None, ONE, PLACE, PLACE], None, _add_scaled)
 add_products = operation([None, ONE, PLACE, PLACE], None, _add_products)
+scale_rows = operation([None, ONE], None, _scale_rows)
 store_rows = operation([PLACE, PLACE, None], types.void, _store_rows)
 row_of = operation([None, PLACE], ONE, _row_of)
 load_half = operation([PLACE], types.float32, lambda work, address: _half_of(work, address))

@@ -4,7 +4,7 @@ A step is a list of actions, each cut into parts that threads take (`sharing.py`
 tiles of attention. Every row is computed as if it were alone.
 """
 
-from tessera.generate.cpu.attend import attend, keep_row
+from tessera.generate.cpu.attend import attend
 from tessera.generate.cpu.kernels import GROUP
 from tessera.generate.cpu.plan import (
     DOWN,
@@ -21,6 +21,7 @@ from tessera.generate.cpu.plan import (
     number,
     word,
 )
+from tessera.generate.cpu.pool import keep_row
 from tessera.generate.cpu.rows import add_row, gate_row, norm_row, round_blocks
 from tessera.generate.cpu.sharing import (
     ACTION,

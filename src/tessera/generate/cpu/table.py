@@ -1,5 +1,6 @@
 """The table that a step works on, filled for a model: where its weights, cache and arrays lie."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from tessera.generate.cpu.attend import MOST
 from tessera.generate.cpu.kernels import GROUP, GROUP_BLOCK, MULTIPLY
+from tessera.generate.cpu.memory import memory_by_need
 from tessera.generate.cpu.panels import BLOCK, UNPACK
 from tessera.generate.cpu.plan import Matrix, Norm, Row, Tile, Word
+from tessera.generate.cpu.pool import CACHES, POSITIONS, block_bytes
 from tessera.generate.cpu.step import act
 from tessera.generate.cpu.weights import Weights, matrix_names
 from tessera.model.decoder import Decoder
@@ -29,18 +32,18 @@ class Table:
         weights: Weights,
         position: RotaryPosition,
         *,
-        n_slots: int,
+        n_blocks: int,
         context: int,
-        cache: Any,
+        cache: str,
         n_threads: int,
     ) -> None:
         self.words = np.zeros(len(Word), np.int64)
         self.arrays: dict[Word, np.ndarray] = {}
         self.weights = weights
-        self._set_shape(model, n_slots, context, n_threads)
+        self._set_shape(model, context, n_threads)
         self._set_weights(model, position, context)
-        self._set_cache(cache)
-        self._set_rows()
+        self._set_cache(cache, n_blocks)
+        self._set_rows(-(-context // POSITIONS))
 
     @property
     def address(self) -> int:
@@ -58,7 +61,7 @@ class Table:
     def _set_float(self, place: Word, value: float) -> None:
         self.words.view(np.float32)[2 * place] = value
 
-    def _set_shape(self, model: Decoder, n_slots: int, context: int, n_threads: int) -> None:
+    def _set_shape(self, model: Decoder, context: int, n_threads: int) -> None:
         block: Any = model.blocks[0]
         attention, norm = block.attention, model.final_norm
         self.set(
@@ -67,7 +70,6 @@ class Table:
             N_HEADS=attention.n_heads,
             N_KV_HEADS=attention.n_kv_heads,
             D_HEAD=attention.d_head,
-            N_SLOTS=n_slots,
             N_POSITIONS=-(-context // 32) * 32,
             N_THREADS=n_threads,
             ACT=address_of(act, 6),
@@ -114,17 +116,15 @@ class Table:
                 table[layer, place] = 0 if found is None else found.ctypes.data
         table[n_layers, Norm.ATTENTION] = self._norms["final_norm.weight"].ctypes.data
 
-    def _set_cache(self, kind: Any) -> None:
-        n_layers, n_kv_heads, d_head, n_positions = (
-            int(self.words[word]) for word in (Word.N_LAYERS, Word.N_KV_HEADS, Word.D_HEAD, Word.N_POSITIONS)
-        )
-        front = (n_layers, int(self.words[Word.N_SLOTS]), n_kv_heads)
-        self.hold(Word.KEYS, np.zeros((*front, n_positions // 16, d_head, 16), kind))
-        self.hold(Word.VALUES, np.zeros((*front, n_positions, d_head), kind))
-        self.set(NUMBER_BYTES=np.dtype(kind).itemsize)
+    def _set_cache(self, cache: str, n_blocks: int) -> None:
+        n_heads = int(self.words[Word.N_LAYERS] * self.words[Word.N_KV_HEADS])
+        size = block_bytes(cache, int(self.words[Word.D_HEAD]))
+        for place in (Word.KEYS, Word.VALUES):
+            self.hold(place, memory_by_need(n_heads * n_blocks * size))
+        self.set(N_BLOCKS=n_blocks, S_BLOCK=size, NUMBER_BYTES=CACHES[cache])
 
-    def _set_rows(self) -> None:
-        """The arrays of a step."""
+    def _set_rows(self, n_blocks_most: int) -> None:
+        """The arrays of a step, of whose sequences none has more than so many blocks."""
         n_heads, d_head = int(self.words[Word.N_HEADS]), int(self.words[Word.D_HEAD])
         n_blocks = {name: each.n_blocks for name, each in self.weights.matrices.items()}
         panels = [self.weights.matrices[f"blocks.0.attention.{name}.weight"].n_panels for name in ("query", "key")]
@@ -139,7 +139,6 @@ class Table:
             (Word.MIXED, mixed),
             (Word.GATE, inner),
             (Word.INPUT, inner),
-            (Word.LOGITS, 16 * self.weights.matrices[self.head].n_panels),
         ):
             self.hold(place, _aligned((ROWS, size), np.float32))
         rounded = max(width, mixed) // BLOCK * GROUP_BLOCK
@@ -149,6 +148,8 @@ class Table:
         self.hold(Word.SCRATCH, _aligned((int(self.words[Word.N_THREADS]), -(-scratch // 64) * 64), np.uint8))
         for place, words in ((Word.ROWS, len(Row)), (Word.TILES, len(Tile)), (Word.WANTED, 1)):
             self.hold(place, np.zeros((ROWS, words), np.int64))
+        self.tables = np.zeros((ROWS, n_blocks_most), np.int64)
+        """The blocks of the sequences of a step."""
         self.set(
             KEY_AT=64 * panels[0],
             VALUE_AT=64 * (panels[0] + panels[1]),
@@ -163,6 +164,7 @@ class Table:
         )
 
 
+@cache
 def address_of(function: Any, n_arguments: int) -> int:
     """Where the machine code of a compiled function of whole numbers begins."""
     kinds = (types.int64,) * n_arguments

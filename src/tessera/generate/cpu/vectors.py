@@ -262,6 +262,12 @@ def _store_bytes(work: Work, address: Any, a: Any) -> None:
     work.store(work.build.trunc(work.only(a), ir.VectorType(BYTE, LANES)), address)
 
 
+def _load_bytes(work: Work, address: Any) -> Any:
+    """16 signed bytes as numbers."""
+    return work.one(work.build.sitofp(work.load(address, ir.VectorType(BYTE, LANES)), NUMBERS))
+
+
+load_bytes = operation([PLACE], ONE, _load_bytes)
 largest = operation([ONE, ONE], PLACE, _largest)
 rounded = operation([ONE], INTS, _rounded_bytes)
 whole = operation([ONE], ONE, _whole)

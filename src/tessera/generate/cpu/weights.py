@@ -41,9 +41,13 @@ class Source(Protocol):
 
     settings: DecoderSettings
     n_vocab: int
-    read: Callable[[str, torch.dtype], Tensor]
     path: Path
-    blocks: Callable[[str], tuple[str, Callable[[], Tensor]] | None] | None
+
+    @property
+    def read(self) -> Callable[[str, torch.dtype], Tensor]: ...
+
+    @property
+    def blocks(self) -> Callable[[str], tuple[str, Callable[[], Tensor]] | None] | None: ...
 
 
 @dataclass(frozen=True)

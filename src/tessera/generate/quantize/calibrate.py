@@ -17,6 +17,9 @@ from tessera.model.decoder import Decoder
 from tessera.model.flow import Flow
 from tessera.model.linear import ExpertLinear, Linear
 
+FEW = 0.2
+"""The share of the inputs that are few."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -28,6 +31,8 @@ class Moments:
     """mean of |x|, (D,)."""
     n: tuple[int, ...]
     """How many inputs there were."""
+    held_by: tuple[float, ...] = ()
+    """About how many of them hold what there is of |x|^2: (sum |x|^2)^2 / sum |x|^4, all n where all are as large."""
 
     @classmethod
     def of(cls, parts: Sequence[Tensor]) -> "Moments":
@@ -36,7 +41,14 @@ class Moments:
         n = tuple(len(x_ND) for x_ND in floats)
         hessians = tuple(x_ND.T @ x_ND / max(len(x_ND), 1) for x_ND in floats)
         sizes = tuple(x_ND.abs().sum(dim=0) / max(len(x_ND), 1) for x_ND in floats)
-        return cls(hessians, sizes, n)
+        energies = [x_ND.double().square().sum(dim=1) for x_ND in floats]
+        held_by = tuple(float(e_N.sum() ** 2 / e_N.square().sum().clamp(min=1e-300)) for e_N in energies)
+        return cls(hessians, sizes, n, held_by)
+
+    @property
+    def is_massive(self) -> bool:
+        """Whether a few inputs are so large that they hold nearly all there is of it."""
+        return any(0 < held_by < FEW * n for held_by, n in zip(self.held_by, self.n, strict=False))
 
 
 Seen = Callable[[str, Moments], None]

@@ -13,8 +13,6 @@ columns are taken in the order of their diagonal of H, the largest first, while 
 of neighbours all the same, so their levels are laid before.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -25,20 +23,18 @@ from tessera.generate.quantize.rounding import lay_grid
 PANEL = 128
 
 
-def factor(hessian_DD: Tensor, damping: float) -> Tensor:
-    """U with U^T U = (H + damping * mean(diag H) I)^-1, upper; more damping where that cannot be factored.
+def damped(hessian_DD: Tensor, damping: float) -> Tensor:
+    """H + damping * mean(diag H) I. A column that was 0 on all of the text is tied to no other."""
+    diagonal_D = hessian_DD.diagonal()
+    mean = diagonal_D.mean().clamp(min=1e-20)
+    return hessian_DD + torch.diag(torch.where(diagonal_D == 0, mean, 0.0) + damping * mean)
 
-    A column that was 0 on all of the text is tied to no other.
-    """
+
+def factor(hessian_DD: Tensor, damping: float) -> Tensor:
+    """U with U^T U = `damped`^-1, upper; more damping where that cannot be factored."""
     h_DD = hessian_DD.double()
-    diagonal_D = h_DD.diagonal()
-    mean = float(diagonal_D.mean())
-    if mean == 0:
-        return torch.eye(len(h_DD), device=h_DD.device)
-    h_DD = h_DD + torch.diag(torch.where(diagonal_D == 0, mean, 0.0))
-    identity = torch.eye(len(h_DD), dtype=torch.float64, device=h_DD.device)
-    for more in (1, 10, 100) if math.isfinite(mean) else ():
-        lower, failed = torch.linalg.cholesky_ex(h_DD + (more * damping * mean) * identity)
+    for more in (1, 10, 100) if bool(torch.isfinite(h_DD).all()) else ():
+        lower, failed = torch.linalg.cholesky_ex(damped(h_DD, more * damping))
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:

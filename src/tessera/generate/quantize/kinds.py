@@ -55,8 +55,8 @@ class Kind:
     usual_group: int | None
     """Columns that share a level; None: the whole row."""
     parts: tuple[str, ...]
-    tables: str
-    """The kind of the embedding and the head beside it: they are hurt most by few bits."""
+    fine: str
+    """The kind, beside it, of what few bits hurt most: the embedding, the head, and what the heads of a layer share."""
     is_block: bool = False
     """Whether it is a block of GGUF files, whose group is fixed and which are kept as these bytes."""
 
@@ -64,6 +64,11 @@ class Kind:
     def block_bytes(self) -> int:
         """Of a block: its codes, its scale, and its offset where it has one."""
         return BLOCK * self.bits // 8 + (4 if self.name == "q4_1" else 2)
+
+    @property
+    def grid_dtype(self) -> torch.dtype:
+        """What holds scales and offsets."""
+        return torch.float32 if self.name == "int8" else torch.float16
 
     def round(self, x: Tensor, scale: Tensor, offset: Tensor | None) -> Tensor:
         """The numbers of the nearest levels, as floats; `scale` and `offset` spread over `x`."""
@@ -201,7 +206,7 @@ KINDS: dict[str, Kind] = {
     kind.name: kind
     for kind in (
         Kind("int8", 8, -127, 127, _absmax, _pack_int8, _unpack_int8, None, _CODES, "int8"),
-        Kind("int4", 4, 0, 15, _range, _pack_int4, _unpack_int4, 64, (*_CODES, "offsets"), "int8"),
+        Kind("int4", 4, 0, 15, _range, _pack_int4, _unpack_int4, 32, (*_CODES, "offsets"), "int8"),
         Kind("q8_0", 8, -127, 127, _absmax_half, _pack_q8_0, _unpack_q8_0, BLOCK, _BLOCKS, "q8_0", True),
         Kind("q4_0", 4, -8, 7, _largest, _pack_q4_0, _unpack_q4_0, BLOCK, _BLOCKS, "q8_0", True),
         Kind("q4_1", 4, 0, 15, _range, _pack_q4_1, _unpack_q4_1, BLOCK, _BLOCKS, "q8_0", True),

@@ -1,9 +1,19 @@
 """A model's weights into codes: layer by layer, to the nearest level, by GPTQ or by AWQ.
 
-Linear maps and experts go to the kind that is asked for; the tables (embedding and head) to 8 bits; norms, biases,
-routers and tables of positions stay as they are.
+Linear maps and experts go to the kind that is asked for. To 8 bits go those where an error costs most:
+
+    the tables                        embedding and head
+    what several heads read           the values of grouped-query attention, the latent: small maps
+    the first and the last block's    of many blocks: their feed-forward layers, which all of the others build upon, or
+                                      after which none can make up for anything
+    what gets massive activations     where the text shows them: in a few layers a few tokens, such as the first, are
+                                      hundreds of times larger than all others, and all tokens attend to them (Sun et
+                                      al. 2024, "Massive Activations in Large Language Models").
+
+Norms, biases, routers and tables of positions stay as they are.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +26,7 @@ from tessera.generate.quantize.awq import fold_scale, folds_of, mixes_values
 from tessera.generate.quantize.calibrate import Moments, Walk, Watch, layers_of
 from tessera.generate.quantize.gptq import gptq
 from tessera.generate.quantize.kinds import KINDS, Grid, Kind, check_finite, fits, group_for
+from tessera.generate.quantize.refine import refine
 from tessera.generate.quantize.rounding import lay_grid, nearest
 from tessera.generate.quantize.stored import (
     QuantizedEmbedding,
@@ -23,12 +34,16 @@ from tessera.generate.quantize.stored import (
     QuantizedLinear,
     QuantizedWeight,
 )
+from tessera.model.attention import GroupedQueryAttention
 from tessera.model.decoder import Decoder
 from tessera.model.embedding import TableEmbedding
+from tessera.model.latent_attention import MultiHeadLatentAttention
 from tessera.model.linear import ExpertLinear, Linear
 
 Say = Callable[[str], None]
 GROUPS = (32, 64, 128)
+MANY = 24
+"""Blocks of which two are little."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +55,7 @@ class Quantization:
     method: str = "rtn"
     group: int | None = None
     act_order: bool = False
-    damping: float = 0.01
+    damping: float = 0.1
 
     def __post_init__(self) -> None:
         if self.to not in KINDS:
@@ -72,6 +87,8 @@ class _Work:
     model: Decoder
     left: list[str] = field(default_factory=list)
     """Maps that stay floats."""
+    fine: Counter[str] = field(default_factory=Counter)
+    """Maps that have 8 bits among others of 4, by their names in a block."""
 
     def round(
         self,
@@ -85,12 +102,14 @@ class _Work:
 
         `squares`: the mean squares of its inputs, where factors have changed them.
         """
-        kind, weight = self.plan.kind, layer.weight.detach()
+        weight = layer.weight.detach()
+        kind, wanted = self._kind_of(path, block, moments)
         width = weight.shape[-1]
         if not fits(kind, width):
             self.left.append(path)
             return None
-        group = group_for(kind, width, self.plan.wanted)
+        group = group_for(kind, width, wanted)
+        self.fine[path] += kind is not self.plan.kind
         made = []
         for i, w_RD in enumerate(weight.float().view(-1, *weight.shape[-2:]).unbind()):
             check_finite(path, w_RD, lay_grid(kind, w_RD, group))
@@ -99,12 +118,31 @@ class _Work:
             elif squares is not None:
                 made.append(nearest(kind, w_RD, group, weight_D=squares[i]))
             else:
-                options = {"damping": self.plan.damping, "act_order": self.plan.act_order}
-                made.append(gptq(kind, w_RD, moments.hessians[i], group, **options))  # type: ignore[arg-type]
+                made.append(self._by_hessian(kind, w_RD, moments.hessians[i], group))
         codes = torch.cat([codes for codes, _ in made])
         stored = QuantizedWeight.of(kind.name, weight.shape, codes, _stacked([grid for _, grid in made]))
         put_layer(block, path, layer, stored)
         return stored
+
+    def _kind_of(self, path: str, block: Any, moments: Moments | None) -> tuple[Kind, int | None]:
+        """(the kind of a map, the size of its groups)."""
+        kind, attention = self.plan.kind, block.attention
+        shared = {
+            "attention.latent": isinstance(attention, MultiHeadLatentAttention),
+            "attention.value": isinstance(attention, GroupedQueryAttention)
+            and attention.n_kv_heads < attention.n_heads,
+        }
+        blocks = self.model.blocks
+        is_end = len(blocks) >= MANY and block in (blocks[0], blocks[-1]) and path.startswith("feed_forward.")
+        if not (is_end or shared.get(path) or (moments is not None and moments.is_massive)):
+            return kind, self.plan.wanted
+        fine = KINDS[kind.fine]
+        return fine, self.plan.wanted if fine is kind else fine.usual_group
+
+    def _by_hessian(self, kind: Kind, w_RD: Tensor, hessian_DD: Tensor, group: int) -> tuple[Tensor, Grid]:
+        damping = self.plan.damping
+        codes_RD, grid = gptq(kind, w_RD, hessian_DD, group, damping=damping, act_order=self.plan.act_order)
+        return refine(kind, w_RD, codes_RD, grid, hessian_DD, damping=damping)
 
 
 def _by_nearest(work: _Work, walk: Walk | None, number: int) -> None:
@@ -172,14 +210,22 @@ def quantize_model(
         METHODS[plan.method](work, walk, number)
         say(f"block {number + 1} of {len(model.blocks)}")
     _quantize_tables(work)
-    if not work.left:
-        return []
-    return [f"{len(work.left)} maps, such as {work.left[0]}, stay floats: their rows are no multiple of 32"]
+    return _notes(work)
+
+
+def _notes(work: _Work) -> list[str]:
+    notes = []
+    if work.fine.total():
+        counted = ", ".join(f"{n} {path}" for path, n in work.fine.items() if n)
+        notes.append(f"{work.fine.total()} maps have 8 bits, as they cost most in 4: {counted}")
+    if work.left:
+        notes.append(f"{len(work.left)} maps, such as {work.left[0]}, stay floats: their rows are no multiple of 32")
+    return notes
 
 
 def _quantize_tables(work: _Work) -> None:
     """The embedding (where it is a plain table) and the head."""
-    model, kind = work.model, KINDS[work.plan.kind.tables]
+    model, kind = work.model, KINDS[work.plan.kind.fine]
     for path in ("embedding", "head"):
         part: Any = getattr(model, path)
         if part is None or not fits(kind, part.weight.shape[1]):
