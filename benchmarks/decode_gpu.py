@@ -18,7 +18,7 @@ from tessera.generate.requests import StepRows
 from tessera.generate.torch_step import TorchStep
 from tessera.model.decoder import Decoder
 
-SHAPE = {"n_vocab": 49152, "context": 2048, "d_model": 576, "n_layers": 30, "n_heads": 9, "d_ff": 1536, "tied": True}
+SHAPE: dict[str, Any] = {"n_vocab": 49152, "context": 2048, "d_model": 576, "n_layers": 30, "n_heads": 9, "d_ff": 1536}
 QUICK = SHAPE | {"n_vocab": 256, "context": 256, "d_model": 36, "n_layers": 2, "d_ff": 64}
 BLOCK = 16
 
@@ -65,7 +65,7 @@ def main() -> None:
     if device.type != "cuda" and not arguments.quick:
         raise SystemExit(f"there is no GPU here (--device {device}): --quick runs a tiny shape anywhere")
     torch.manual_seed(0)
-    model = Decoder(attention={"name": "gqa", "n_kv_heads": 3}, **(QUICK if arguments.quick else SHAPE))
+    model = Decoder(attention={"name": "gqa", "n_kv_heads": 3}, tied=True, **(QUICK if arguments.quick else SHAPE))
     model = model.to(device=device, dtype=torch.bfloat16).eval().requires_grad_(False)
     length, steps, sizes = (40, 4, (1, 3)) if arguments.quick else (512, 64, (1, 8, 64))
     figures = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)}

@@ -154,24 +154,23 @@ def divergence(workers: dict[str, Worker], reference: Worker, prompts: Prompts, 
 
 
 def starts(path: Path, rounds: int) -> dict[str, float]:
-    """Seconds of `tessera generate FILE` for one token: with all caches, and with none."""
+    """Seconds from `tessera generate FILE` to the first token on the screen: with all caches, and with none."""
+    prompt = "Once upon a time"
 
     def once(cache: str | None) -> float:
-        command = [
-            sys.executable,
-            "-m",
-            "tessera",
-            "generate",
-            str(path),
-            "-p",
-            "Once upon a time",
-            "--max-tokens",
-            "1",
-        ]
+        command = [sys.executable, "-m", "tessera", "generate", str(path), "-p", prompt, "--max-tokens", "8"]
         environment = os.environ | ({} if cache is None else {"TESSERA_CACHE": cache})
-        begin = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-        return time.perf_counter() - begin
+        begin, shown = time.perf_counter(), ""
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            while not shown.rpartition(prompt)[2].strip() or prompt not in shown:
+                read = process.stdout.read(1)
+                if not read:
+                    raise RuntimeError(f"{' '.join(command)} wrote {shown!r} and ended with {process.wait()}")
+                shown += read
+            seconds = time.perf_counter() - begin
+            process.communicate()
+        return seconds
 
     once(None)
     warm = statistics.median(once(None) for _ in range(rounds))

@@ -67,6 +67,7 @@ def test_where_there_are_no_kernels_it_is_said(tmp_path: Path, monkeypatch: pyte
     [
         {"engine": "gpu"},
         {"engine": "cpu", "dtype": "fp16"},
+        {"engine": "cpu", "device": "cuda"},
         {"engine": "torch", "dtype": "q8_0"},
         {"engine": "torch", "dtype": "int3"},
         {"engine": "torch", "cache": "fp8"},

@@ -1,4 +1,4 @@
-"""Who computes the tokens, the kernels of the CPU engine where they have the model and pay, else PyTorch; who guesses."""
+"""Who computes the tokens: the kernels of the CPU engine where they have the model and pay, else PyTorch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +9,7 @@ import torch
 from tessera.errors import InputError, SettingError, TesseraError
 from tessera.formats import ModelSource
 from tessera.generate.draft_model import DraftModel
+from tessera.generate.graph_step import GraphStep
 from tessera.generate.requests import Backend
 from tessera.generate.speculative import Guesser, PromptLookup
 from tessera.generate.torch_step import TorchStep
@@ -72,14 +73,28 @@ def cpu_backend(
 def _cpu_model(source: ModelSource, model: Decoder, dtype: str | None, cache: str, say: Say) -> Backend:
     from tessera.generate.cpu.model import CpuModel  # with it comes the compiler
 
-    n_blocks = -(-model.context // BLOCK)
-    attention = model.blocks[0].attention if len(model.blocks) else None
-    if isinstance(attention, GroupedQueryAttention):  # the others have no kernels
-        block_bytes = 4 * BLOCK * len(model.blocks) * attention.n_kv_heads * attention.d_head
-        n_blocks = max(n_blocks, min(SEQUENCES * n_blocks, CACHE_BYTES // block_bytes))
     n_vocab = None if source.tokenizer is None else source.tokenizer.n_vocab
     kept = None if cache == "float" else cache
-    return CpuModel.from_source(source, dtype, n_blocks=n_blocks, n_vocab=n_vocab, cache=kept, say=say)
+    return CpuModel.from_source(source, dtype, n_blocks=_n_blocks(model), n_vocab=n_vocab, cache=kept, say=say)
+
+
+def _n_blocks(model: Decoder) -> int:
+    """Of the cache: for `SEQUENCES` of the whole context, or for what fits, and for one at the least."""
+    n_blocks = -(-model.context // BLOCK)
+    attention = model.blocks[0].attention if len(model.blocks) else None
+    if isinstance(attention, GroupedQueryAttention):
+        block_bytes = 4 * BLOCK * len(model.blocks) * attention.n_kv_heads * attention.d_head
+        n_blocks = max(n_blocks, min(SEQUENCES * n_blocks, CACHE_BYTES // block_bytes))
+    return n_blocks
+
+
+def graph_backend(source: ModelSource, model: Decoder, *, cache: str, say: Say) -> Backend:
+    """Steps of a model on a GPU as graphs, where its pieces allow that; it says why where they do not."""
+    n_vocab = None if source.tokenizer is None else source.tokenizer.n_vocab
+    backend = GraphStep(model, n_blocks=_n_blocks(model), block_size=BLOCK, n_vocab=n_vocab, cache=cache)
+    if backend.why_not is not None:
+        say(f"without graphs: {backend.why_not}")
+    return backend
 
 
 def guesser_of(
@@ -98,6 +113,5 @@ def guesser_of(
     backend = cpu_backend(source, engine=engine, say=say)
     if backend is None:
         model = build_for_use(source)
-        n_blocks = SEQUENCES * -(-model.context // BLOCK)
-        backend = TorchStep(model, n_blocks=n_blocks, block_size=BLOCK, n_vocab=tokenizer.n_vocab)
+        backend = TorchStep(model, n_blocks=_n_blocks(model), block_size=BLOCK, n_vocab=tokenizer.n_vocab)
     return DraftModel(backend)

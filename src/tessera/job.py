@@ -326,6 +326,11 @@ def _not_noted(step: int, cursor: Any, rows: Any) -> None:
 def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
     """The figures of a finished run, measured again on all that it held out; nothing is written."""
     with Run.open(path) as run:
+        if "data" not in run.recipe:
+            raise InputError(
+                f"{path}: it holds a model ({run.info.get('made_by')}), but no text that it held out: evaluate the run "
+                "that it was made from; what a quantized model lost, tessera quantize says"
+            )
         recipe, tokenizer = check(Recipe, run.recipe), tokenizer_from_json(run.tokenizer_json)
         material = reopen_material(recipe, run, tokenizer)
         seed_generators(recipe.seed)

@@ -20,7 +20,7 @@ import torch
 from tessera import __version__
 from tessera.config import Spec, build, check
 from tessera.data.rows import DocumentRows
-from tessera.engines import cpu_backend, guesser_of
+from tessera.engines import cpu_backend, graph_backend, guesser_of
 from tessera.errors import InputError, SettingError
 from tessera.generate.engine import Engine
 from tessera.generate.quantize import stored_tensors
@@ -66,8 +66,8 @@ class LM:
         """The decoder; one that was opened to generate alone has its weights in another form."""
         if not isinstance(self.engine.model, Decoder):
             raise InputError(
-                "this model was opened with the CPU engine, to generate alone: load it with engine='torch' to train "
-                "it, to save it or to look into it"
+                "this model was opened to generate alone: load it with engine='torch' to train it, to save it or to "
+                "look into it"
             )
         return self.engine.model
 
@@ -240,11 +240,12 @@ class LM:
         Of a run it is the newest checkpoint that verifies, or `step`. `say` hears of each checkpoint that was skipped,
         and of what was assumed about a model from outside.
 
-        `engine` is "torch", "cpu" (kernels for a model that is not to be changed: several times as fast) or "auto": the
-        kernels on a CPU where they have the model and it is not small, else PyTorch. `dtype` is what the weights are
-        kept in: fp32, bf16 or fp16; for the kernels that of the file unless said, or q8_0, q4_0, q4_1, bf16, fp32.
-        `cache="int8"` keeps keys and values in a half or a quarter of the memory. `lookup` guesses from what was there before,
-        and `draft` is a smaller model with the same tokenizer that guesses: the same text, sooner.
+        `engine` is "torch"; "cpu", kernels for a model that is not to be changed, several times as fast; or "auto": the
+        kernels on a CPU where they have the model and it is not small, graphs on a GPU, else PyTorch. `dtype` is what
+        the weights are kept in: fp32, bf16 or fp16; for the kernels that of the file unless said, or q8_0, q4_0, q4_1,
+        bf16 or fp32. `cache="int8"` keeps keys and values in a half or a quarter of the memory. `lookup` guesses from
+        what was there before, and `draft` is a smaller model with the same tokenizer that guesses: the same text,
+        sooner.
         """
         say = say or _warn
         source = open_any(path, step=step)
@@ -252,14 +253,18 @@ class LM:
             say(line)
         if source.tokenizer is None:
             raise InputError(f"{path}: there is no tokenizer with the model, so no text can be given to it")
-        if device != "cpu" and engine == "auto":
-            engine = "torch"
-        guesser = guesser_of(source.tokenizer, lookup=lookup, draft=draft, engine=engine, say=say)
-        backend = cpu_backend(source, engine=engine, dtype=dtype, cache=cache, say=say)
-        if backend is not None:
-            return cls(backend, source.tokenizer, source.settings, guesser=guesser)
-        model = build_for_use(source, dtype_named(dtype or "fp32")).to(device).eval()
-        return cls(model, source.tokenizer, source.settings, guesser=guesser, cache=cache)
+        if engine == "cpu" and device != "cpu":
+            raise SettingError("device", device, "cpu with engine='cpu'")
+        graphs = engine == "auto" and device.startswith("cuda")
+        kernels = "torch" if graphs else engine
+        guesser = guesser_of(source.tokenizer, lookup=lookup, draft=draft, engine=kernels, say=say)
+        backend = cpu_backend(source, engine=kernels, dtype=dtype, cache=cache, say=say)
+        if backend is None:
+            model = build_for_use(source, dtype_named(dtype or "fp32")).to(device).eval()
+            if not graphs:
+                return cls(model, source.tokenizer, source.settings, guesser=guesser, cache=cache)
+            backend = graph_backend(source, model, cache=cache, say=say)
+        return cls(backend, source.tokenizer, source.settings, guesser=guesser)
 
 
 def dtype_named(name: str) -> torch.dtype:

@@ -74,6 +74,8 @@ def test_a_trained_run_is_measured_on_what_it_held_out(tessera: Tessera, run: Pa
     done = tessera("quantize", run, "--to", "int8", "--method", "awq", "--out", tmp_path / "small")
     assert done.code == 0, done.err
     assert "perplexity" in done.out
+    done = tessera("evaluate", tmp_path / "small")
+    assert (done.code, "tessera quantize" in done.err, "held out" in done.err) == (2, True, True)
 
 
 def test_what_is_missing_is_said(tessera: Tessera, source: Path, tmp_path: Path) -> None:

@@ -52,8 +52,8 @@ def storm(
                 number_of[scheduler.add(*asked[i])] = i
         going = [number for number, i in number_of.items() if i not in found]
         if draws.random() < 0.05:
-            with pytest.raises(InputError, match=r"positions of the cache|model's context"):
-                scheduler.add([1] * draws.choice([9, 999]), Sampling(max_tokens=10**6))
+            with pytest.raises(InputError, match="model's context"):
+                scheduler.add([1] * 99, Sampling())
         if going and draws.random() < 0.1:
             n_cancelled += scheduler.cancel(draws.choice(going))
         for event in scheduler.step():
@@ -136,8 +136,8 @@ class Caller(threading.Thread):
         for i, one in [(i, self.engine.ask(*self.asked[i])) for i in numbers]:
             self.read(i, one)
         if draws.random() < 0.3:
-            with pytest.raises(InputError, match=r"positions of the cache|model's context"):
-                self.engine.ask([1] * draws.choice([60, 999]), Sampling(max_tokens=10**6)).next(timeout=60)
+            with pytest.raises(InputError, match="model's context"):
+                self.engine.ask([1] * 99, Sampling()).next(timeout=60)
             self.n_refused += 1
         time.sleep(draws.choice([0, 0, 0.01, 0.2]))
 

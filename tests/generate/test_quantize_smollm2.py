@@ -22,7 +22,7 @@ from tessera.model.decoder import Decoder
 
 LENGTH = 512
 N_MEASURED = 8 * LENGTH
-N_ROWS = 24
+N_ROWS = 64
 """To calibrate on: from the end of the text; it is measured on its beginning."""
 pytestmark = pytest.mark.slow
 
@@ -119,7 +119,7 @@ def rounded(source: ModelSource, ids: np.ndarray) -> float:
     return perplexity(model, ids)
 
 
-@pytest.mark.parametrize(("method", "allowed"), [("gptq", 1.06), ("awq", 1.15)])
+@pytest.mark.parametrize(("method", "allowed"), [("gptq", 1.03), ("awq", 1.08)])
 def test_gptq_and_awq_lose_less_than_rounding(
     source: ModelSource, ids: np.ndarray, before: float, rounded: float, method: str, allowed: float
 ) -> None:

@@ -14,6 +14,7 @@ from tessera.cli.console import console
 if TYPE_CHECKING:
     from tessera.generate.sampling import Sampling
     from tessera.lm import LM
+    from tessera.recipe import pick_device
 
 HELP = "/reset forgets, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 Message = dict[str, Any]
@@ -31,6 +32,7 @@ def chat(
     stop: options.Stop = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first, where it has a template.")] = None,
     engine: options.Engine = "auto",
+    device: options.Device = "auto",
     dtype: options.Dtype = None,
     cache: options.Cache = "float",
     lookup: options.Lookup = False,
@@ -56,15 +58,17 @@ def chat(
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
     )
-    lm = LM.load(
-        run,
-        dtype=dtype,
-        engine=engine,
-        cache=cache,
-        lookup=lookup,
-        draft=draft,
-        say=lambda line: out.print(escape(line), style="dim"),
-    )
+    with options.starting():
+        lm = LM.load(
+            run,
+            dtype=dtype,
+            engine=engine,
+            device="cpu" if engine == "cpu" and device == "auto" else str(pick_device(device, "device")),
+            cache=cache,
+            lookup=lookup,
+            draft=draft,
+            say=lambda line: out.print(escape(line), style="dim"),
+        )
     roles = lm.tokenizer.framing.template is not None
     if system is not None and not roles:
         raise InputError(f"{run} has no chat template, so it knows no system message")

@@ -62,15 +62,18 @@ def generate(
         Path | None, typer.Option(help="A file with the JSON schema that the answer obeys.", rich_help_panel=_FORM)
     ] = None,
     engine: options.Engine = "auto",
+    device: options.Device = "auto",
     dtype: options.Dtype = None,
     cache: options.Cache = "float",
     lookup: options.Lookup = False,
     draft: options.Draft = None,
 ) -> None:
     """Go on from a prompt, as the text is made."""
-    from tessera.cli.watch import stream_text
-    from tessera.generate.settings import Guidance, Mirostat, Sampling
-    from tessera.lm import LM
+    with options.starting():
+        from tessera.cli.watch import stream_text
+        from tessera.generate.settings import Guidance, Mirostat, Sampling
+        from tessera.lm import LM
+        from tessera.recipe import pick_device
 
     sampling = Sampling(
         temperature=temperature,
@@ -98,16 +101,18 @@ def generate(
     if beams is not None:
         _check_beams(sampling, truncate=truncate)
     out = console(quiet=as_json)
-    lm = LM.load(
-        run,
-        step=step,
-        dtype=dtype,
-        engine=engine,
-        cache=cache,
-        lookup=lookup,
-        draft=draft,
-        say=lambda line: out.print(escape(line), style="dim"),
-    )
+    with options.starting():
+        lm = LM.load(
+            run,
+            step=step,
+            dtype=dtype,
+            engine=engine,
+            device="cpu" if engine == "cpu" and device == "auto" else str(pick_device(device, "device")),
+            cache=cache,
+            lookup=lookup,
+            draft=draft,
+            say=lambda line: out.print(escape(line), style="dim"),
+        )
     if n == 1 and not as_json and best_of is None and beams is None:
         stream_text(out, prompt, lm.engine.stream(prompt, sampling, truncate=truncate))
         return

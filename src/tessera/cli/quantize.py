@@ -39,7 +39,7 @@ def quantize(
     group: Annotated[
         int | None, typer.Option(help="For int8 and int4: columns that share a scale, 32, 64 or 128; 0 for a row.")
     ] = None,
-    samples: Annotated[int, typer.Option(help="Windows of 512 tokens to calibrate on.")] = 48,
+    samples: Annotated[int, typer.Option(help="Windows of 512 tokens to calibrate on.")] = 64,
     measure_tokens: Annotated[int, typer.Option(help="The most tokens to measure on.")] = 20_000,
     act_order: Annotated[bool, typer.Option(help="gptq: the columns that matter most first.")] = False,
     step: Annotated[int | None, typer.Option(help="The checkpoint; the newest valid one if not given.")] = None,

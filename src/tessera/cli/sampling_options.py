@@ -1,5 +1,8 @@
-"""The options that `generate` and `chat` share: how an answer is chosen, and what computes it."""
+"""What `generate` and `chat` share: the options of how an answer is chosen and what computes it, and a quick start."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -48,6 +51,7 @@ Engine = Annotated[
     str,
     typer.Option(help="cpu (compiled kernels), torch, or auto: whichever is faster.", rich_help_panel=_ENGINE),
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.", rich_help_panel=_ENGINE)]
 Dtype = Annotated[
     str | None,
     typer.Option(
@@ -71,3 +75,15 @@ Draft = Annotated[
     str | None,
     typer.Option(help="A smaller model with the same tokenizer, to guess.", rich_help_panel=_ENGINE),
 ]
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Libraries and a vocabulary are millions of objects that stay: to look through them for garbage again and again
+    while they are loaded takes a fifth of the start."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

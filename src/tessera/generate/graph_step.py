@@ -182,7 +182,7 @@ class _Steps(nn.Module):
 def why_not(model: Decoder, *, block_size: int = 16, cache: str = "float") -> str | None:
     """Why steps of the model cannot be captured, in a sentence; None if they can.
 
-    It is tried with tensors that have a shape and no numbers: who asks for one, to go on by it, cannot be answered.
+    It is tried with tensors that have a shape and no numbers: who asks for one, to go on by it, gets no answer.
     """
     module = _Steps(model, block_size, cache)
     named = chain(module.named_parameters(), module.named_buffers())
@@ -194,5 +194,5 @@ def why_not(model: Decoder, *, block_size: int = 16, cache: str = "float") -> st
         owners = [frame.f_locals.get("self") for frame, _ in walk_tb(error.__traceback__)]
         piece = next(type(each).__name__ for each in reversed(owners) if isinstance(each, nn.Module))
         said = str(error).splitlines()[0]
-        return f"a step with {piece} waits for numbers of the GPU, which a CUDA graph cannot do ({said})"
+        return f"steps cannot be captured as CUDA graphs: {piece} was not to be computed without numbers ({said})"
     return None

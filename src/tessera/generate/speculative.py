@@ -44,8 +44,10 @@ G = TypeVar("G")
 class Guesser(Protocol[G]):
     """Guesses what follows, for any number of answers."""
 
-    n_vocab: int | None
-    """The vocabulary that it guesses from; None if it fits any."""
+    @property
+    def n_vocab(self) -> int | None:
+        """The vocabulary that it guesses from; None if it fits any."""
+        ...
 
     def start(self, prompt: Sequence[int], chooser: Chooser) -> G:
         """For a new answer."""

@@ -5,10 +5,10 @@ Of blocks of 32 numbers the products are of bytes. With w = d (q - c) (or d q + 
     sum w x = d s (sum q x8 - c sum x8)          sum w x = d s sum q x8 + m s sum x8
 
 where q is unsigned and the sum over x8 is known before: it is the start of the accumulator. Of floats the products are
-of floats. A tile is 16 rows of weights by 1 row of the batch, or 32 by 4 (of floats 16 by 1, 4 or 8); each element is
+of floats. A tile is 16 rows of weights by 1 row of the batch, or 32 by 4 (of floats 32 by 1, 4 or 8); each element is
 summed over the columns in the same order in all of them, so a row alone gives the same bits as in any batch. Where a
 row is alone, its sums of bytes are made in two halves, as no other work fills the time between them: of whole numbers
-that is the same.
+that is the same. Weights are asked for ahead of their use where few rows do not leave the time to read them.
 
 Rows in 8 bits lie in groups of 8. For each block of 32 columns a group has
 

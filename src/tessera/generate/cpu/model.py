@@ -72,7 +72,6 @@ class CpuModel:
         )
         table.set(CONTROL=control.address)
         self._plan = table.address
-        self._rows_at_once = max(1, MOST * int(table.words[Word.N_KV_HEADS]) // int(table.words[Word.N_HEADS]))
         self._width = int(table.words[Word.S_LOGITS]) // 4
         self._helpers = Helpers(n_threads - 1, self._plan, control, held=table)
         self._finalizer = weakref.finalize(self, self._helpers.end)
@@ -217,8 +216,8 @@ class CpuModel:
         for number, (first, end, blocks) in enumerate(runs):
             tables[number, : len(blocks)] = blocks
             rows[first:end, Row.TABLE] = address + number * stride
-            for begin in range(first, end, self._rows_at_once):
-                tiles[n_tiles] = begin, min(self._rows_at_once, end - begin)
+            for begin in range(first, end, MOST):
+                tiles[n_tiles] = begin, min(MOST, end - begin)
                 n_tiles += 1
         self._table.set(N_TILES=n_tiles)
 
