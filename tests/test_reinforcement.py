@@ -5,6 +5,8 @@ from pathlib import Path
 
 from examples.reinforcement import HELD_OUT, JUDGE, careless, make_tasks, run
 
+from tessera.objectives.judges import Answer
+
 
 def test_the_example_runs_from_the_tasks_to_the_plot(tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
@@ -20,5 +22,5 @@ def test_one_way_of_saying_it_is_right_and_no_pair_is_in_both_parts() -> None:
     assert not {task.where for task in learned} & {task.where for task in kept}
     assert len({task.where for task in kept}) == HELD_OUT
     said = careless(kept[0])
-    assert JUDGE([kept[0]] * 6, [[]] * 6, [[]] * 6, said) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert JUDGE([Answer(kept[0], [], [], text) for text in said]) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert eval(kept[0].where.rstrip("=")) == int(said[0])

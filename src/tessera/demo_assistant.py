@@ -22,7 +22,8 @@ from tessera.config import assign, check
 from tessera.data.conversations import read_examples
 from tessera.data.documents import read_documents
 from tessera.data.examples import ExampleRows
-from tessera.data.preferences import Pair, PairRows, read_pairs
+from tessera.data.preferences import Pair, PairRows, pairs_of
+from tessera.data.records import read_records
 from tessera.data.stdlib_questions import Questions, make_questions, write_json_lines
 from tessera.data.templates import with_template
 from tessera.demo import RECIPE as TEXT
@@ -119,7 +120,7 @@ class _HeldOut:
         self.tokenizer = with_template(tokenizer, TEMPLATE)
         fits: dict[str, Any] = {"max_tokens": CONTEXT, "too_long": "skip"}
         examples, _ = read_examples(files["held_out"], self.tokenizer, **fits)
-        pairs, _ = read_pairs(files["held_out_pairs"], self.tokenizer, **fits)
+        pairs, _ = pairs_of(read_records(files["held_out_pairs"]), self.tokenizer, **fits)
         self.rows = ExampleRows(examples, batch_size=32, context=CONTEXT)
         self.pairs: list[Pair] = pairs
 

@@ -7,6 +7,7 @@ sees to it that everything lands in the run. `resume` goes on where a run stoppe
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ import torch
 
 from tessera.config import build, check, override
 from tessera.errors import InputError
-from tessera.evaluate.loss import COMPRESSORS
+from tessera.evaluate.loss import COMPRESSORS, perplexity
 from tessera.evaluate.report import write_report
 from tessera.generate.engine import Engine
 from tessera.material import VALIDATION, Detailed, Figures, Material
 from tessera.model.decoder import Decoder
+from tessera.objectives import NextToken
 from tessera.objectives.objective import Objective
 from tessera.opening import (
     by_the_first,
@@ -45,9 +47,10 @@ from tessera.recipe import (
     pick_precision,
     settled,
 )
+from tessera.store.checkpoints import Loaded
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, tokenizer_from_json
-from tessera.train.checkpoint import seed_generators
+from tessera.train.checkpoint import CURSOR, seed_generators
 from tessera.train.compile import cache_folder, compile_seconds
 from tessera.train.distributed import distribute
 from tessera.train.precision import FP32, Precision
@@ -57,6 +60,9 @@ from tessera.train.stopwatch import Stopwatch
 from tessera.train.trainer import Trainer
 from tessera.train.world import SOLO, World
 from tessera.watcher import Watcher
+
+NAMED = 8
+"""Tensors that an error names."""
 
 
 @dataclass
@@ -323,8 +329,13 @@ def _not_noted(step: int, cursor: Any, rows: Any) -> None:
     """What a process that writes nothing does with what a step read."""
 
 
-def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
-    """The figures of a finished run, measured again on all that it held out; nothing is written."""
+def evaluate(path: str | Path, *, step: int | None = None, say: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """The figures of a finished run, measured again on all that it held out; nothing is written.
+
+    "reads" is what the run learns from, and "perplexity" is there where its loss is in nats a token. `say` hears of
+    each checkpoint that was skipped; without it that is a warning.
+    """
+    say = say or partial(warnings.warn, stacklevel=2)
     with Run.open(path) as run:
         if "data" not in run.recipe:
             raise InputError(
@@ -334,13 +345,29 @@ def evaluate(path: str | Path, *, step: int | None = None) -> dict[str, Any]:
         recipe, tokenizer = check(Recipe, run.recipe), tokenizer_from_json(run.tokenizer_json)
         material = reopen_material(recipe, run, tokenizer)
         seed_generators(recipe.seed)
-        model = build_model(recipe, tokenizer.n_vocab, beside=run.path.parent).to(pick_device(recipe.train.device))
-        objective = material.objective(recipe, model, tokenizer).eval()
+        device = pick_device(recipe.train.device)
+        model = build_model(recipe, tokenizer.n_vocab, beside=run.path.parent).to(device)
+        objective = material.objective(recipe, model, tokenizer).to(device).eval()
         saved = run.checkpoints.read(step)
-        weights = objective.state_dict()
-        objective.load_state_dict({name: saved.tensors.get(name, value) for name, value in weights.items()})
+        for line in saved.skipped:
+            say(f"skipped {line}")
+        _load_weights(objective, saved, run)
         figures = {name: value for name, (value, _) in material.measure(recipe, objective, tokenizer).items()}
-    return {"run": str(run.path), **sorted_out(figures)}
+    perplexed = perplexity(figures[VALIDATION]) if isinstance(objective, NextToken) else None
+    return {"run": str(run.path), "reads": recipe.reads, **sorted_out(figures), "perplexity": perplexed}
+
+
+def _load_weights(objective: Objective, saved: Loaded, run: Run) -> None:
+    """All that a checkpoint has of the objective; its data stay where they are."""
+    own = objective.state_dict()
+    found = {name: saved.tensors[name] for name in own if name in saved.tensors}
+    cursor = {CURSOR: own.pop(CURSOR)}
+    wrong = [name for name, each in own.items() if name not in found or found[name].shape != each.shape]
+    if wrong:
+        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        missing = f"{', '.join(wrong[:NAMED])}{more}"
+        raise InputError(f"{run.path}: the checkpoint of step {saved.step} lacks, or has in another shape: {missing}")
+    objective.load_state_dict(found | cursor)
 
 
 def sorted_out(figures: Mapping[str, float]) -> dict[str, Any]:

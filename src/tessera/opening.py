@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tessera.corpus import prepare_data, reopen_data
 from tessera.errors import InputError, SettingError
@@ -103,6 +104,21 @@ def reopen_material(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Material:
     if recipe.reads == "documents":
         return Text(reopen_data(recipe, run, tokenizer))
     return Examples.reopen(recipe, run, tokenizer)
+
+
+def foreseen(recipe: Recipe, resumed: Path | None = None) -> tuple[Recipe, int | None]:
+    """The recipe as a run of it would have it, and the most tokens of a row, where examples decide them.
+
+    The examples are those of the run `resumed`, or are read into a folder that is gone afterwards. A text is not read.
+    """
+    if recipe.reads == "documents":
+        return recipe, None
+    if resumed is not None:
+        with Run.open(resumed) as run:
+            return recipe, reopen_material(recipe, run, tokenizer_from_json(run.tokenizer_json)).longest(recipe)
+    with TemporaryDirectory() as folder:
+        _, material = _make_material(recipe, Path(folder), Watcher(), Stopwatch())
+        return material.fitted(recipe), material.longest(recipe)
 
 
 def _note_base(run: Run, base: str) -> None:

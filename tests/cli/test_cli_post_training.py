@@ -1,6 +1,7 @@
 """`tessera sft`, `reward` and `dpo` as they are typed, and what is shown of runs that came of each other."""
 
 import json
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,48 @@ def test_rates_and_epochs_that_are_usual(tessera: Any, made: tuple[Path, dict[st
 
 def test_what_it_would_need(tessera: Any, made: tuple[Path, dict[str, Path]]) -> None:
     base, files = made
-    common = [files["conversations"], "--base", base, "--dry-run", "--json", *QUICK]
+    common = [files["conversations"], "--base", base, "--dry-run", "--json", CHATML, *QUICK]
     whole = json.loads(tessera("sft", *common).out)
-    adapted = json.loads(tessera("sft", *common, "adapt=lora", "data.examples.max_tokens=48").out)
+    adapted = json.loads(tessera("sft", *common, "adapt=lora").out)
     quantized = json.loads(tessera("sft", *common, 'adapt={name="lora", base="nf4"}').out)
     assert adapted["optimizer"] < whole["optimizer"] / 2
     assert adapted["gradients"] < whole["gradients"] / 2
-    assert adapted["tokens"] == whole["tokens"] / 2
     assert quantized["weights"] < adapted["weights"]
+
+
+def test_what_it_would_need_follows_from_the_examples(
+    tessera: Any, made: tuple[Path, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps of so many epochs, in rows as long as the longest example; nothing is left of what was read."""
+    base, files = made
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    monkeypatch.setattr(tempfile, "tempdir", str(empty))
+    given = [files["conversations"], "--base", base, CHATML, "data.examples.held_out=6", *QUICK[1:]]
+    plan = json.loads(tessera("sft", *given, "data.examples.epochs=2", "--dry-run", "--json").out)
+    marks, roles = 4, len("user\n" + "\n" + "assistant\n")
+    longest = marks + roles + len("Say cat 10") + len("catcat")
+    assert plan["tokens_per_step"] == 4 * longest
+    assert plan["tokens"] == 10 * plan["tokens_per_step"]  # 2 epochs of 20 examples, 4 a step
+    assert "in 10 steps" in tessera("sft", *given, "data.examples.epochs=2", "--dry-run").out
+    assert list(empty.iterdir()) == []
+
+    tessera("sft", *given, "data.examples.epochs=0.5", "--out", tmp_path / "run")
+    moved = files["conversations"].rename(tmp_path / "moved.jsonl")
+    again = json.loads(tessera("train", "--resume", tmp_path / "run", "train.steps=5", "--dry-run", "--json").out)
+    moved.rename(files["conversations"])
+    assert again["tokens"] == 5 * plan["tokens_per_step"]
+
+
+def test_what_a_run_reached(tessera: Any, made: tuple[Path, dict[str, Path]], tmp_path: Path) -> None:
+    base, files = made
+    tessera("sft", files["conversations"], "--base", base, "--out", tmp_path / "run", CHATML, *QUICK)
+    told = json.loads(tessera("evaluate", tmp_path / "run", "--json").out)
+    assert (told["reads"], told["bits_per_byte"]) == ("conversations", None)
+    said = tessera("evaluate", tmp_path / "run").out
+    figures = {name: float(value) for name, value in (line.split() for line in said.splitlines())}
+    assert figures == {name: pytest.approx(told[name], abs=1e-4) for name in ("validation_loss", "perplexity")}
 
 
 @pytest.mark.parametrize(

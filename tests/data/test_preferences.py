@@ -18,8 +18,6 @@ from tessera.data.preferences import (
     PairRows,
     judged_of,
     pairs_of,
-    read_judged,
-    read_pairs,
 )
 from tessera.data.records import read_records
 from tessera.errors import InputError
@@ -98,7 +96,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_a_wrong_pair_names_its_file_and_line(tmp_path: Path, content: dict[str, Any], message: str) -> None:
     path = lines(tmp_path / "pairs.jsonl", SAME_PAIR[0], content, SAME_PAIR[0])
     with pytest.raises(InputError, match=rf"pairs\.jsonl:2: .*{message}"):
-        read_pairs(path, TOKENIZER, **CHATML)
+        pairs_of(read_records(path), TOKENIZER, **CHATML)
 
 
 def test_pairs_that_are_the_same_can_be_left_out_and_are_counted() -> None:
@@ -166,7 +164,7 @@ BAD_UNPAIRED: list[tuple[dict[str, Any], str]] = [
 def test_a_wrong_judged_answer_names_its_file_and_line(tmp_path: Path, content: Any, message: str) -> None:
     path = lines(tmp_path / "kto.jsonl", UNPAIRED[0], content)
     with pytest.raises(InputError, match=rf"kto\.jsonl:2: {message}"):
-        read_judged(path, TOKENIZER, **CHATML)
+        judged_of(read_records(path), TOKENIZER, **CHATML)
 
 
 def test_one_answer_has_no_other() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from tessera.data.conversations import read_examples
 from tessera.data.documents import Document, read_documents
-from tessera.data.preferences import read_pairs
+from tessera.data.preferences import pairs_of
+from tessera.data.records import read_records
 from tessera.data.stdlib_questions import FILES, PHRASINGS, Questions, make_questions
 from tessera.errors import InputError, SettingError
 from tessera.tokenizers import Tokenizer, train_tokenizer
@@ -132,7 +133,7 @@ def test_they_are_read_back(questions: Questions, tokenizer: Tokenizer, tmp_path
         question, answer = (message["content"] for message in record["messages"])
         assert question in tokenizer.decode(example.ids.tolist())
         assert tokenizer.decode(example.ids[example.learned.astype(bool)].tolist()).startswith(f"{answer}<|im_end|>")
-    pairs, _ = read_pairs(paths["held_out_pairs"], tokenizer, max_tokens=600, template="chatml")
+    pairs, _ = pairs_of(read_records(paths["held_out_pairs"]), tokenizer, max_tokens=600, template="chatml")
     assert len(pairs) == 10
     for record, pair in zip(few.held_out_pairs, pairs, strict=True):
         said = [tokenizer.decode(side.ids[side.learned.astype(bool)].tolist()) for side in (pair.chosen, pair.rejected)]

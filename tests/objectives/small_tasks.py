@@ -12,6 +12,7 @@ from tessera.data.checkers import Task
 from tessera.data.tasks import TaskRows, encode_tasks
 from tessera.model.decoder import Decoder
 from tessera.objectives.grpo import GRPO
+from tessera.objectives.judges import Answer
 from tessera.objectives.ppo import PPO
 from tessera.objectives.reinforcement import Reinforcement
 from tessera.optim import OPTIMIZERS, groups
@@ -25,14 +26,14 @@ TOKENIZER = CharTokenizer(alphabet="0123456789")
 KINDS: dict[str, type[Reinforcement]] = {"grpo": GRPO, "ppo": PPO}
 
 
-def repeat_me(tasks: Sequence[Task], prompts: Any, answers: Any, texts: Sequence[str]) -> list[float]:
+def repeat_me(answers: Sequence[Answer]) -> list[float]:
     """1 for an answer that begins with the first digit of the prompt."""
-    return [float(text[:1] == task.content["answer"]) for text, task in zip(texts, tasks, strict=True)]
+    return [float(each.text[:1] == each.task.content["answer"]) for each in answers]
 
 
-def largest(tasks: Any, prompts: Any, answers: Sequence[Sequence[int]], texts: Any) -> list[float]:
+def largest(answers: Sequence[Answer]) -> list[float]:
     """The more, the greater the first token is: then hardly a group is rewarded all alike."""
-    return [float(ids[0]) for ids in answers]
+    return [float(each.ids[0]) for each in answers]
 
 
 def tasks_of(texts: Sequence[str]) -> list[Task]:

@@ -62,7 +62,7 @@ def test_a_tiny_model_learns_to_repeat() -> None:
 
 @pytest.mark.parametrize("beta", [0.0, 0.1])
 def test_without_any_signal_the_loss_is_finite(beta: float) -> None:
-    alike, other = (lambda tasks, *rest: [0.5] * len(tasks)), model_of(seed=5)
+    alike, other = (lambda answers: [0.5] * len(answers)), model_of(seed=5)
     objective = objective_of("grpo", judge=alike, beta=beta, reference=other)
     seen = train(objective, lr=1e-2, steps=5)
     assert all(math.isfinite(each.loss) and each.metrics["signal"] == 0 for each in seen)
@@ -73,9 +73,9 @@ def test_without_any_signal_the_loss_is_finite(beta: float) -> None:
 def test_groups_without_a_signal_are_drawn_again() -> None:
     asked: list[int] = []
 
-    def noted(tasks, prompts, answers, texts):
-        asked.append(len(tasks))
-        return repeat_me(tasks, prompts, answers, texts)
+    def noted(answers):
+        asked.append(len(answers))
+        return repeat_me(answers)
 
     objective = objective_of("grpo", judge=noted, prompts=4, group_size=2, minibatch=None, redraw=30)
     next(objective.batches())
@@ -85,12 +85,12 @@ def test_groups_without_a_signal_are_drawn_again() -> None:
     told = objective.rollout.told()
     assert told["signal"] == pytest.approx(8 / sum(asked))
     assert objective.get_extra_state()["data"] != objective_of("grpo").get_extra_state()["data"]
-    never = objective_of("grpo", judge=lambda tasks, *rest: [0.0] * len(tasks), redraw=2)
+    never = objective_of("grpo", judge=lambda answers: [0.0] * len(answers), redraw=2)
     next(never.batches())  # the limit is reached: the dull ones are taken
 
 
 def test_a_long_answer_is_worth_less() -> None:
-    objective = objective_of("grpo", judge=lambda tasks, *rest: [1.0] * len(tasks), overlong=2, scale="none")
+    objective = objective_of("grpo", judge=lambda answers: [1.0] * len(answers), overlong=2, scale="none")
     next(objective.batches())
     lengths = (objective.rollout.get_buffer("targets") >= 0).sum(dim=1)
     worth = 1 - (lengths - 1).clamp(min=0) / 2

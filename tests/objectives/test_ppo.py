@@ -79,8 +79,8 @@ def test_a_tiny_model_learns_to_repeat() -> None:
 def test_values_come_to_explain_the_returns() -> None:
     """What is rewarded is seen from the prompt alone, and the policy is frozen, so that it stays so."""
 
-    def odd(tasks, *rest) -> list[float]:
-        return [float(int(task.content["answer"]) % 2) for task in tasks]
+    def odd(answers) -> list[float]:
+        return [float(int(each.task.content["answer"]) % 2) for each in answers]
 
     objective = objective_of("ppo", judge=odd, prompts=24, minibatch=24, epochs=4, value_weight=1.0, kl_coefficient=0.0)
     for parameter in objective.model.parameters():

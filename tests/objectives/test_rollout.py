@@ -203,10 +203,10 @@ def test_settings_that_make_no_sense() -> None:
         objective_of("ppo", epochs=0)
     with pytest.raises(InputError, match="there is no reference"):
         objective_of("grpo", reference=None)
-    bad = objective_of("grpo", judge=lambda tasks, *rest: [float("nan")] * len(tasks))
+    bad = objective_of("grpo", judge=lambda answers: [float("nan")] * len(answers))
     with pytest.raises(InputError, match="expected a finite number"):
         next(bad.batches())
-    few = objective_of("grpo", judge=lambda *rest: repeat_me(*rest)[1:])
+    few = objective_of("grpo", judge=lambda answers: repeat_me(answers)[1:])
     with pytest.raises(InputError, match="for 12 answers"):
         next(few.batches())
     with pytest.raises(InputError, match="other batches"):

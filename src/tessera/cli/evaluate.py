@@ -1,6 +1,7 @@
 """`tessera evaluate` and `tessera report`: what a run has reached."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +18,15 @@ def evaluate(
     """Measure a run on all that it held out: of a text the loss, in bits per byte, beside xz and bz2."""
     from tessera import job
 
-    result = job.evaluate(run, step=step)
+    result = job.evaluate(run, step=step, say=lambda line: print(line, file=sys.stderr))
     if as_json:
         print(json.dumps(result))
         return
     out = console()
-    apart = {"run", "sources", "compressors", "bits_per_byte"}
-    if result["bits_per_byte"] is None and not result["sources"] and len(result) > len(apart) + 1:
-        for name in (name for name in result if name not in apart):
-            out.print(f"{name:<16} {result[name]:.4f}")
+    if result["reads"] != "documents":
+        for name, value in result.items():
+            if isinstance(value, float):
+                out.print(f"{name:<16} {value:.4f}")
         return
     out.print(f"validation loss {result['validation_loss']:.4f} nats a token")
     for name, loss in result["sources"].items():

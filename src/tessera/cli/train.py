@@ -85,7 +85,7 @@ def train(
     else:
         settings = load_recipe(recipe, overrides, sources=sources, preset=preset, depth=depth)
     if print_config or dry_run:
-        start(settings, out, print_config=print_config, dry_run=dry_run, as_json=as_json)
+        start(settings, out, print_config=print_config, dry_run=dry_run, as_json=as_json, resumed=resume)
     elif devices is not None and (devices > 1 or max_restarts):
         given = {"-c": recipe, "--preset": preset, "--depth": depth, "--step": step}
         options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
@@ -105,8 +105,16 @@ def train(
             _end(result, as_json=as_json and world.is_first)
 
 
-def start(settings: "Recipe", out: Path | None, *, print_config: bool, dry_run: bool, as_json: bool) -> None:
-    """Train a new run in this process, or only show what it would be."""
+def start(
+    settings: "Recipe",
+    out: Path | None,
+    *,
+    print_config: bool,
+    dry_run: bool,
+    as_json: bool,
+    resumed: Path | None = None,
+) -> None:
+    """Train a new run in this process, or only show what it would be (or what going on with `resumed` would be)."""
     from tessera.cli.watch import show_result
     from tessera.recipe import settled
     from tessera.train.world import SOLO
@@ -114,7 +122,7 @@ def start(settings: "Recipe", out: Path | None, *, print_config: bool, dry_run: 
     if print_config:
         print_recipe(settled(settings))
     elif dry_run:
-        show_plan(settled(settings), as_json=as_json)
+        show_plan(settled(settings), as_json=as_json, resumed=resumed)
     else:
         out_console = console(quiet=as_json)
         result = _train(settings, out, None, [], None, False, out_console, SOLO)
@@ -243,11 +251,13 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def show_plan(recipe: "Recipe", *, as_json: bool) -> None:
+def show_plan(recipe: "Recipe", *, as_json: bool, resumed: Path | None = None) -> None:
     """What the run would need."""
+    from tessera.opening import foreseen
     from tessera.plan import make_plan
 
-    plan = make_plan(recipe)
+    recipe, row = foreseen(recipe, resumed)
+    plan = make_plan(recipe, row=row)
     if as_json:
         print(json.dumps({**plan.__dict__, "memory": plan.memory}))
         return

@@ -23,7 +23,7 @@ from torch import Tensor
 from tessera.data.batch import Batch
 from tessera.data.conversations import PLAIN, answered, continuation, encode_chats
 from tessera.data.examples import Example, Fitting, Shuffled, TooLong, Unlearned, fingerprint, fit_groups, rows_of
-from tessera.data.records import Record, read_records
+from tessera.data.records import Record
 from tessera.data.templates import with_template
 from tessera.data.turns import Message, answer, conversation, prompt
 from tessera.errors import InputError
@@ -115,20 +115,6 @@ def _changed(batch: Any, change: Any) -> Any:
     return type(batch)(**{name: None if each is None else change(each) for name, each in vars(batch).items()})
 
 
-def read_pairs(
-    sources: str | Path | Sequence[str | Path],
-    tokenizer: Tokenizer,
-    *,
-    max_tokens: int,
-    template: str | Path | None = None,
-    too_long: TooLong = "error",
-    unlearned: Unlearned = "error",
-) -> tuple[list[Pair], Fitting]:
-    """The pairs in some files."""
-    settings: dict[str, Any] = {"template": template, "too_long": too_long, "unlearned": unlearned}
-    return pairs_of(read_records(sources), tokenizer, max_tokens=max_tokens, **settings)
-
-
 def pairs_of(
     records: Sequence[Record],
     tokenizer: Tokenizer,
@@ -200,20 +186,6 @@ def _margin(record: Record) -> float:
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not abs(margin) <= MOST_MARGIN:
         raise InputError(f"{record.where}: the margin is {margin!r}, expected a number up to {MOST_MARGIN:,.0f}")
     return float(margin)
-
-
-def read_judged(
-    sources: str | Path | Sequence[str | Path],
-    tokenizer: Tokenizer,
-    *,
-    max_tokens: int,
-    template: str | Path | None = None,
-    too_long: TooLong = "error",
-    unlearned: Unlearned = "error",
-) -> tuple[list[Judged], Fitting]:
-    """The judged answers in some files."""
-    settings: dict[str, Any] = {"template": template, "too_long": too_long, "unlearned": unlearned}
-    return judged_of(read_records(sources), tokenizer, max_tokens=max_tokens, **settings)
 
 
 def judged_of(

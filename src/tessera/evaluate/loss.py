@@ -42,13 +42,14 @@ class HeldOutLoss:
         """Nats a token."""
         return self.nats / self.n_tokens
 
-    @property
-    def perplexity(self) -> float:
-        return math.exp(min(self.mean, 700.0))
-
     def bits_per_byte(self, n_bytes: int) -> float:
         """Over a text of `n_bytes` UTF-8 bytes."""
         return self.nats / math.log(2) / n_bytes
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), of nats a token: among how many equally likely tokens the loss is that of a guess. Always finite."""
+    return math.exp(min(loss, 700.0))
 
 
 def held_out_loss(model: Decoder, batches: Iterable[Batch], *, max_tokens: int | None = None) -> HeldOutLoss:

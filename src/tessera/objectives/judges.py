@@ -1,11 +1,10 @@
 """Who says how good an answer is: a rule that checks it, or a model that learned it from preferences.
 
-A judge sees of each answer its task, the ids of prompt and answer (with the end token, if there is one), and the
-answer's text, and gives a number.
+A judge is a function: it sees some answers, each with its task and its prompt, and gives a number for each.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,15 +19,18 @@ AT_ONCE = 32
 """Answers that a reward model reads together."""
 
 
-class Judge(Protocol):
-    def __call__(
-        self,
-        tasks: Sequence[Task],
-        prompts: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]],
-        texts: Sequence[str],
-    ) -> list[float]:
-        """The reward of each answer."""
+@dataclass(frozen=True)
+class Answer:
+    """What a judge sees of an answer. `ids` are those of the answer alone, with the end token if there is one."""
+
+    task: Task
+    prompt: Sequence[int]
+    ids: list[int]
+    text: str
+
+
+Judge = Callable[[Sequence[Answer]], Sequence[float]]
+"""Gives the reward of each answer."""
 
 
 class CheckerJudge:
@@ -37,14 +39,8 @@ class CheckerJudge:
     def __init__(self, checker: Checker) -> None:
         self.checker = checker
 
-    def __call__(
-        self,
-        tasks: Sequence[Task],
-        prompts: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]],
-        texts: Sequence[str],
-    ) -> list[float]:
-        return [self.checker(text, task.content) for text, task in zip(texts, tasks, strict=True)]
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        return [self.checker(each.text, each.task.content) for each in answers]
 
 
 class ModelJudge:
@@ -53,14 +49,8 @@ class ModelJudge:
     def __init__(self, model: Decoder, head: ValueHead) -> None:
         self.model, self.head = model, head
 
-    def __call__(
-        self,
-        tasks: Sequence[Task],
-        prompts: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]],
-        texts: Sequence[str],
-    ) -> list[float]:
-        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    def __call__(self, answers: Sequence[Answer]) -> list[float]:
+        rows = [[*each.prompt, *each.ids] for each in answers]
         longest = max(map(len, rows), default=0)
         if longest > self.model.context:
             raise InputError(

@@ -20,7 +20,7 @@ from tessera.data.tasks import TaskRows
 from tessera.errors import InputError
 from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
-from tessera.objectives.judges import Judge
+from tessera.objectives.judges import Answer, Judge
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,20 @@ def ask(
     seeds: Sequence[int | None] | None = None,
 ) -> list[Said]:
     """`n` answers to each of the tasks of these numbers, those to one task side by side, and their rewards."""
-    asked = [rows.prompts[i] for i in numbers]
-    found = [each for of_prompt in engine.complete_many(asked, sampling, n=n, seeds=seeds) for each in of_prompt]
-    tasks, prompts = ([each for each in of for _ in range(n)] for of in ([rows.tasks[i] for i in numbers], asked))
-    answers = [each.ids + ([] if each.end is None else [each.end]) for each in found]
-    rewards = judge(tasks, prompts, answers, [each.text for each in found])  # type: ignore[arg-type]
+    prompts = [rows.prompts[i] for i in numbers]
+    found = [each for of_prompt in engine.complete_many(prompts, sampling, n=n, seeds=seeds) for each in of_prompt]
+    answers = [
+        Answer(rows.tasks[i], rows.prompts[i], each.ids + ([] if each.end is None else [each.end]), each.text)
+        for i, each in zip((i for i in numbers for _ in range(n)), found, strict=True)
+    ]
+    rewards = judge(answers)
     if len(rewards) != len(answers) or not all(map(math.isfinite, rewards)):
         raise InputError(
             f"the judge gave {rewards!r:.80} for {len(answers)} answers, expected a finite number for each"
         )
     return [
-        Said(prompt, ids, each.finish == "end", float(reward))  # type: ignore[arg-type]
-        for prompt, ids, each, reward in zip(prompts, answers, found, rewards, strict=True)
+        Said(answer.prompt, answer.ids, each.finish == "end", float(reward))
+        for answer, each, reward in zip(answers, found, rewards, strict=True)
     ]
 
 

@@ -25,7 +25,8 @@ class TrainSettings(Settings):
     eval_every: NonNegativeInt = 250
     """Steps between validations; 0 validates at the end only."""
     eval_tokens: PositiveInt | None = 65_536
-    """Validation tokens used while training; none for all. The final validation always uses all."""
+    """Validation tokens used while training, of a text; none for all, as the final validation always does. Held-out
+    examples are always read whole."""
     eval_overlap: float = Field(default=0.0, ge=0, le=0.9)
     """Of the final validation: the share of each window that the one before it has predicted, and that is only read, so
     that no token is predicted from less. 0: windows side by side, as in training. It takes 1 / (1 - share) times as
