@@ -14,7 +14,6 @@ from tessera.cli.console import console
 if TYPE_CHECKING:
     from tessera.generate.sampling import Sampling
     from tessera.lm import LM
-    from tessera.recipe import pick_device
 
 HELP = "/reset forgets, /quit or Ctrl-D ends, Ctrl-C stops an answer"
 Message = dict[str, Any]
@@ -43,9 +42,11 @@ def chat(
     A model with a chat template knows who says what. A base model knows no roles: it goes on from everything written
     so far. What is longer than the context is forgotten from the start, but for the system message.
     """
-    from tessera.errors import FormatError, InputError
-    from tessera.generate.sampling import Sampling
-    from tessera.lm import LM
+    with options.starting():
+        from tessera.errors import FormatError, InputError
+        from tessera.generate.sampling import Sampling
+        from tessera.lm import LM
+        from tessera.recipe import pick_device
 
     out = console()
     sampling = Sampling(
