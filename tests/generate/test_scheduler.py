@@ -23,9 +23,9 @@ CONTEXT, SIZE = 24, 4
 class Reader:
     """Remembers tokens in blocks; the next token is a hash of all that it finds there."""
 
-    def __init__(self, n_blocks: int = 30, *, context: int = CONTEXT, size: int = SIZE, shares: bool = True) -> None:
+    def __init__(self, n_blocks: int = 30, *, context: int = CONTEXT, size: int = SIZE) -> None:
         self.n_vocab, self.context, self.n_blocks, self.block_size = BYTES.n_vocab, context, n_blocks, size
-        self.shares, self.memory = shares, np.full((n_blocks, size), -1)
+        self.memory = np.full((n_blocks, size), -1)
         self.steps: list[StepRows] = []
 
     def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
@@ -99,11 +99,10 @@ EVENTS = st.lists(
     st.integers(6, 20),
     st.integers(1, 5),
     st.integers(1, 20),
-    st.booleans(),
 )
-def test_whoever_joins_leaves_or_is_cancelled(events, n_blocks, n_sequences, step_rows, shares) -> None:
+def test_whoever_joins_leaves_or_is_cancelled(events, n_blocks, n_sequences, step_rows) -> None:
     """No block is leaked, none is promised twice, all end, and each answer is the one that it is alone."""
-    backend = Reader(n_blocks, shares=shares)
+    backend = Reader(n_blocks)
     scheduler = Scheduler(backend, BYTES, n_sequences=n_sequences, step_rows=step_rows)
     asked: dict[int, tuple[list[int], Sampling]] = {}
     told: list[Event] = []

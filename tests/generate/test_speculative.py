@@ -213,7 +213,7 @@ def test_a_draft_of_another_vocabulary_or_with_broken_weights() -> None:
 class Table:
     """A language model of 12 tokens that looks at the last one alone."""
 
-    n_vocab, context, n_blocks, block_size, shares = BYTES.n_vocab, 64, 16, 16, False
+    n_vocab, context, n_blocks, block_size = BYTES.n_vocab, 64, 16, 16
 
     def __init__(self, table_VV: torch.Tensor) -> None:
         self.table_VV = torch.full((12, self.n_vocab), -torch.inf)

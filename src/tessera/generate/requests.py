@@ -43,8 +43,6 @@ class Backend(Protocol):
     context: int
     n_blocks: int
     block_size: int
-    shares: bool
-    """Whether two sequences may read the same block."""
 
     def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
         """The logits after each wanted row, (wanted, V); `tables[i]` are the blocks of sequence i, in order."""

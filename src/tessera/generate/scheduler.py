@@ -214,7 +214,7 @@ class Scheduler:
 
     def _known(self, sequence: CachedSequence) -> list[int]:
         """The blocks of others that the sequence can go on with."""
-        if not self.backend.shares or sequence.pending <= 1:
+        if sequence.pending <= 1:
             return []
         sequence.add_keys(self.blocks.size)
         return self.blocks.known(sequence.keys_ahead(self.blocks.size))
@@ -291,8 +291,6 @@ class Scheduler:
 
     def _advance(self, sequence: CachedSequence, n: int) -> None:
         sequence.length += n
-        if not self.backend.shares:
-            return
         sequence.add_keys(self.blocks.size)
         for i in range(sequence.n_published, sequence.length // self.blocks.size):
             self.blocks.publish(sequence.blocks[i], sequence.keys[i])

@@ -19,8 +19,6 @@ class TorchStep:
     The model is in evaluation mode during each step and as it was between two.
     """
 
-    shares = True
-
     def __init__(
         self,
         model: Decoder,

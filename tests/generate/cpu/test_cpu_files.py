@@ -30,7 +30,8 @@ SETTINGS = DecoderSettings(
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for packed weights of its own; compiled code stays where it is."""
+    """A folder for packed weights of its own, small ones too; compiled code stays where it is."""
+    monkeypatch.setattr(weights, "WORTH", 0)
     monkeypatch.setattr(memory, "cache_folder", lambda: tmp_path / "cache" / "compiled")
     return tmp_path / "cache" / "packed"
 

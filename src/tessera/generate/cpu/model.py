@@ -47,7 +47,6 @@ class CpuModel:
     """A decoder as packed weights, with a cache of `n_blocks` blocks; made by `from_source`."""
 
     block_size = POSITIONS
-    shares = True
 
     def __init__(
         self,

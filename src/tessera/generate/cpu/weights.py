@@ -32,6 +32,8 @@ MAPS = (
 """The matrices of a layer, in the order of the plan."""
 NEAREST = {"f32": "fp32", "f16": "fp32", "bf16": "bf16"}
 """The storage of a type of GGUF files that is not one itself; of those in smaller blocks it is q8_0."""
+WORTH = 2**24
+"""Bytes of packed weights from which on they are kept for the next process."""
 FOUR_BITS = ("q4_0", "q4_1")
 Say = Callable[[str], None]
 
@@ -103,12 +105,13 @@ def of_source(model: Decoder, source: Source, storage: str | None, say: Say) -> 
     storages = {name: _storage_for(name, storage) if storage else _own_storage(source, name) for name in names}
     layout = _layout(model, storages)
     description = [[name, each.storage.name, each.start, each.n_panels, each.n_blocks] for name, each in layout.items()]
-    # Floats are only laid out anew: that is not worth a second copy on the disk.
-    worth = any(each.storage.takes_bytes for each in layout.values())
+    # Floats are only laid out anew, and what is small is soon packed: that is not worth a second copy on the disk.
+    worth = any(each.storage.takes_bytes for each in layout.values()) and _size(layout) >= WORTH
     place = place_of(source.path, storage or "own") if worth else None
     memory = None if place is None else read_packed(place, description)
     if memory is None:
-        say(f"packing the weights of {source.path.name}" + (", once" if worth else ""))
+        if worth:
+            say(f"packing the weights of {source.path.name}, once")
         memory = large_memory(_size(layout))
         for name, rows in _rows(source, storages):
             _put(memory, layout[name], rows)
