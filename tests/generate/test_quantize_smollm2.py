@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tessera.data.batch import Batch, windows
-from tessera.evaluate.loss import held_out_loss
+from tessera.evaluate import loss
 from tessera.formats import ModelSource, open_model
 from tessera.generate.quantize import Quantization, quantize_model
 from tessera.model.decoder import Decoder
@@ -51,7 +51,7 @@ def perplexity(model: Decoder, ids: np.ndarray) -> float:
         for i in range(0, len(starts), 4):
             yield windows(ids, starts[i : i + 4], LENGTH)
 
-    return held_out_loss(model, batches()).perplexity
+    return loss.perplexity(loss.held_out_loss(model, batches()).mean)
 
 
 @torch.no_grad()

@@ -142,9 +142,9 @@ def _held_out(run: str, lm: "LM") -> "np.ndarray":
 
 
 def _perplexity(lm: "LM", ids: "np.ndarray") -> float:
-    from tessera.evaluate.loss import held_out_loss
+    from tessera.evaluate.loss import held_out_loss, perplexity
 
-    return held_out_loss(lm.model, _batches(ids, min(LENGTH, lm.settings.context))).perplexity
+    return perplexity(held_out_loss(lm.model, _batches(ids, min(LENGTH, lm.settings.context))).mean)
 
 
 def _batches(ids: "np.ndarray", length: int) -> "Iterator[Batch]":

@@ -13,7 +13,7 @@ import torch
 from tessera.errors import InputError
 from tessera.formats import export_model, open_model
 from tessera.formats.gguf.blocks import KINDS, dequantize
-from tessera.generate.cpu import check, memory
+from tessera.generate.cpu import check, memory, weights
 from tessera.generate.cpu.check import check_kernels
 from tessera.generate.cpu.model import CpuModel
 from tessera.generate.cpu.support import why_not
