@@ -280,3 +280,12 @@ def test_a_constrained_answer_ends_where_nothing_can_follow() -> None:
     for number in numbers:
         assert len(found[number].text) == 6
         assert found[number].finish == "end"
+
+
+def test_an_answer_of_no_tokens_is_cancelled_before_it_is_told() -> None:
+    scheduler = Scheduler(Reader(), BYTES)
+    number = scheduler.add([1], Sampling(max_tokens=0))
+    assert scheduler.cancel(number)
+    assert not scheduler.cancel(number)
+    assert not scheduler.busy
+    assert scheduler.step() == []

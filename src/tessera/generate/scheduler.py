@@ -133,11 +133,12 @@ class Scheduler:
 
     def cancel(self, id: int) -> bool:
         """Drop a request, and free at once what it holds; False if there is none, or none any more."""
+        n_told = len(self._events)
+        self._events = [event for event in self._events if event.request != id]  # an answer of no tokens has ended
         request = self._requests.get(id)
-        if request is None:
-            return False
-        self._drop(request)
-        return True
+        if request is not None:
+            self._drop(request)
+        return request is not None or len(self._events) < n_told
 
     def step(self) -> list[Event]:
         """One call of the backend, and what came of it. If it raises, all is as before and may be tried again."""
