@@ -45,6 +45,7 @@ CHECKS = (
     "tests/ops/test_float8.py",
     "tests/train/test_late.py",
     "tests/train/test_training_devices.py",
+    "tests/generate/test_graph_step.py",
 )
 
 

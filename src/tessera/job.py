@@ -337,6 +337,11 @@ def evaluate(path: str | Path, *, step: int | None = None, say: Callable[[str], 
     """
     say = say or partial(warnings.warn, stacklevel=2)
     with Run.open(path) as run:
+        if "data" not in run.recipe:
+            raise InputError(
+                f"{path}: it holds a model ({run.info.get('made_by')}), but no text that it held out: evaluate the run "
+                "that it was made from; what a quantized model lost, tessera quantize says"
+            )
         recipe, tokenizer = check(Recipe, run.recipe), tokenizer_from_json(run.tokenizer_json)
         material = reopen_material(recipe, run, tokenizer)
         seed_generators(recipe.seed)

@@ -20,12 +20,16 @@ import torch
 from tessera import __version__
 from tessera.config import Spec, build, check
 from tessera.data.rows import DocumentRows
+from tessera.engines import cpu_backend, graph_backend, guesser_of
 from tessera.errors import InputError, SettingError
 from tessera.generate.engine import Engine
+from tessera.generate.quantize import stored_tensors
+from tessera.generate.requests import Backend
 from tessera.generate.sampling import Sampling
+from tessera.generate.speculative import Guesser
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
-from tessera.models import open_any
+from tessera.models import build_for_use, open_any
 from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.optim.schedule import SCHEDULES
@@ -44,11 +48,28 @@ Say = Callable[[str], None]
 class LM:
     """A language model that can be trained, asked, saved and loaded."""
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer, settings: DecoderSettings) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: Decoder | Backend,
+        tokenizer: Tokenizer,
+        settings: DecoderSettings,
+        *,
+        guesser: Guesser[Any] | None = None,
+        cache: str = "float",
+    ) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
-        self.engine = Engine(model, tokenizer)
+        self.engine = Engine(model, tokenizer, guesser=guesser, cache=cache)
+
+    @property
+    def model(self) -> Decoder:
+        """The decoder; one that was opened to generate alone has its weights in another form."""
+        if not isinstance(self.engine.model, Decoder):
+            raise InputError(
+                "this model was opened to generate alone: load it with engine='torch' to train it, to save it or to "
+                "look into it"
+            )
+        return self.engine.model
 
     @classmethod
     def new(
@@ -188,7 +209,7 @@ class LM:
             store=store,
             info={"tessera": __version__, "made_by": "LM.save", **(info or {})},
         )
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors = {f"model.{name}": tensor for name, tensor in stored_tensors(self.model).items()}
         try:
             run.checkpoints.write(0, tensors, {})
         except BaseException:
@@ -207,22 +228,43 @@ class LM:
         *,
         step: int | None = None,
         device: str = "cpu",
-        dtype: str = "fp32",
+        dtype: str | None = None,
+        engine: str = "torch",
+        cache: str = "float",
+        lookup: bool = False,
+        draft: str | Path | None = None,
         say: Say | None = None,
     ) -> "LM":
         """The model at `path`: a run, a Hugging Face folder, a GGUF or safetensors file, or `hf:OWNER/NAME`.
 
-        Of a run it is the newest checkpoint that verifies, or `step`. `dtype` is fp32, bf16 or fp16. `say` hears of
-        each checkpoint that was skipped, and of what was assumed about a model from outside.
+        Of a run it is the newest checkpoint that verifies, or `step`. `say` hears of each checkpoint that was skipped,
+        and of what was assumed about a model from outside.
+
+        `engine` is "torch"; "cpu", kernels for a model that is not to be changed, several times as fast; or "auto": the
+        kernels on a CPU where they have the model and it is not small, graphs on a GPU, else PyTorch. `dtype` is what
+        the weights are kept in: fp32, bf16 or fp16; for the kernels that of the file unless said, or q8_0, q4_0, q4_1,
+        bf16 or fp32. `cache="int8"` keeps keys and values in a half or a quarter of the memory. `lookup` guesses from
+        what was there before, and `draft` is a smaller model with the same tokenizer that guesses: the same text,
+        sooner.
         """
-        wanted = dtype_named(dtype)
+        say = say or _warn
         source = open_any(path, step=step)
         for line in source.notes:
-            (say or _warn)(line)
+            say(line)
         if source.tokenizer is None:
             raise InputError(f"{path}: there is no tokenizer with the model, so no text can be given to it")
-        model = source.build(wanted)
-        return cls(model.to(device).eval(), source.tokenizer, source.settings)
+        if engine == "cpu" and device != "cpu":
+            raise SettingError("device", device, "cpu with engine='cpu'")
+        graphs = engine == "auto" and device.startswith("cuda")
+        kernels = "torch" if graphs else engine
+        guesser = guesser_of(source.tokenizer, lookup=lookup, draft=draft, engine=kernels, say=say)
+        backend = cpu_backend(source, engine=kernels, dtype=dtype, cache=cache, say=say)
+        if backend is None:
+            model = build_for_use(source, dtype_named(dtype or "fp32")).to(device).eval()
+            if not graphs:
+                return cls(model, source.tokenizer, source.settings, guesser=guesser, cache=cache)
+            backend = graph_backend(source, model, cache=cache, say=say)
+        return cls(backend, source.tokenizer, source.settings, guesser=guesser)
 
 
 def dtype_named(name: str) -> torch.dtype:

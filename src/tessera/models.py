@@ -4,20 +4,25 @@ A run that learned adapters holds nothing of the model below them: that is opene
 sha256, and comes with the adapters merged into it: a model like any other.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tessera.adapt import ADAPTERS, build_quantized, merge_and_remove
 from tessera.config import Spec, build, check
 from tessera.errors import InputError, SettingError
 from tessera.formats import ModelSource, open_model
 from tessera.formats.hub import local_path
+from tessera.formats.source import put
+from tessera.generate.quantize import PlainTensors, QuantizedWeight, matrices, put_layer
+from tessera.generate.quantize.as_blocks import as_blocks
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
 from tessera.objectives.reward import ValueHead
@@ -32,7 +37,20 @@ class RunSource(ModelSource):
     """A checkpoint of a run."""
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """As they were written, mapped into memory: they are read when they are needed, and changes stay in memory."""
+    """As they were written, mapped into memory: they are read when they are needed, and changes stay in memory. Those
+    of a quantized run are made of its codes each time."""
+    stored: Mapping[str, QuantizedWeight] = field(default_factory=dict)
+    """The weights of a quantized run, in their codes."""
+
+    @property
+    def stored_as(self) -> str | None:
+        """The kind of blocks of GGUF files that most of the run's codes are, or can be as they are; None where none."""
+        sizes: Counter[str | None] = Counter()
+        for name, weight in self.stored.items():
+            if name.startswith("blocks."):
+                found = as_blocks(weight)
+                sizes[found and found[0]] += prod(weight.shape)
+        return max(sizes, key=lambda kind: sizes[kind], default=None)
 
 
 def open_any(path: str | Path, *, step: int | None = None) -> ModelSource:
@@ -47,6 +65,22 @@ def open_any(path: str | Path, *, step: int | None = None) -> ModelSource:
     if step is not None:
         raise SettingError("step", step, f"no step: {path} is not a run, so it has one state only")
     return open_model(local)
+
+
+def build_for_use(source: ModelSource, dtype: torch.dtype = torch.float32) -> Decoder:
+    """The decoder to generate with: the weights of a quantized run stay in their codes, all others are floats."""
+    stored = source.stored if isinstance(source, RunSource) else {}
+    if not stored:
+        return source.build(dtype)
+
+    def keep(model: nn.Module, name: str, tensor: Tensor) -> None:
+        if name in stored:
+            path = name.removesuffix(".weight")
+            put_layer(model, path, model.get_submodule(path), stored[name], dtype)
+        else:
+            put(model, name, tensor)
+
+    return source.build(dtype, store=keep).requires_grad_(False)
 
 
 def holds_run(path: Path) -> bool:
@@ -101,11 +135,13 @@ def _open_run(path: Path, step: int | None) -> RunSource:
         recipe, folder = run.recipe, run.path
         settings = check(DecoderSettings, recipe["model"])
         loaded = run.checkpoints.read(step, prefix="model")
+    stored: dict[str, QuantizedWeight] = {}
     tensors: Mapping[str, Tensor]
     if recipe.get("adapt") is not None:
         tensors = _Merged(recipe, loaded, folder)
     else:
-        tensors = {name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()}
+        plain, stored = matrices({name.removeprefix("model."): tensor for name, tensor in loaded.tensors.items()})
+        tensors = PlainTensors(plain, stored)
 
     def read(name: str, dtype: torch.dtype) -> Tensor:
         tensor = tensors[name]
@@ -121,7 +157,18 @@ def _open_run(path: Path, step: int | None) -> RunSource:
         path=path,
         notes=[f"skipped {line}" for line in loaded.skipped],
         tensors=tensors,
+        stored=stored,
+        blocks=_blocks(stored),
     )
+
+
+def _blocks(stored: Mapping[str, QuantizedWeight]) -> Callable[[str], tuple[str, Callable[[], Tensor]] | None]:
+    """The matrices whose codes are those of blocks of GGUF files."""
+
+    def blocks(name: str) -> tuple[str, Callable[[], Tensor]] | None:
+        return as_blocks(stored[name]) if name in stored else None
+
+    return blocks
 
 
 def open_adapted(path: str | Path, *, step: int | None = None) -> tuple[Decoder, DecoderSettings, str]:

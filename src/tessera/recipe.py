@@ -252,15 +252,15 @@ def absolute(model: str) -> str:
     return str(Path(model).absolute()) if Path(model).exists() else model
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `train.device` names; `auto` takes CUDA, else the CPU."""
+def pick_device(name: str, setting: str = "train.device") -> torch.device:
+    """The device that a setting names; `auto` takes CUDA, else the CPU."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SettingError("train.device", name, f"a device of this machine ({str(error).splitlines()[0]})") from None
+        raise SettingError(setting, name, f"a device of this machine ({str(error).splitlines()[0]})") from None
     return device
 
 

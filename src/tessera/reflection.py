@@ -139,10 +139,10 @@ class LocalModel:
     def answer(self, messages: Sequence[Message], *, max_tokens: int, temperature: float, seed: int) -> str:
         """Its answer, as long as the context has room for; `RefusedError` where the question alone fills it."""
         ids = encode_chat(self.lm.tokenizer, messages)
-        room = self.lm.model.context - len(ids)
+        room = self.lm.engine.context - len(ids)
         if room < 1:
             raise RefusedError(
-                f"the question has {len(ids)} tokens, and the model's context is {self.lm.model.context}"
+                f"the question has {len(ids)} tokens, and the model's context is {self.lm.engine.context}"
             )
         sampling = Sampling(max_tokens=min(max_tokens, room), temperature=temperature, seed=seed)
         return "".join(self.lm.answer_stream(ids, sampling))

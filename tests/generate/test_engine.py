@@ -43,10 +43,14 @@ class Reciter(nn.Module):
         self.table_VV = nn.Parameter(nn.functional.one_hot(following, self.n_vocab).float())
         self.head_weight = nn.Parameter(torch.eye(self.n_vocab))
 
+    @property
+    def device(self) -> torch.device:
+        return self.table_VV.device
+
     def new_cache(self, batch_size: int, length: int | None = None):
         return small().new_cache(batch_size)
 
-    def hidden(self, ids_BT: Tensor, cache=None) -> Tensor:
+    def hidden(self, ids_BT: Tensor, cache=None, flow=None) -> Tensor:
         return self.table_VV[ids_BT]
 
     def logits(self, h_BD: Tensor) -> Tensor:

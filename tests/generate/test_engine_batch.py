@@ -5,9 +5,10 @@ import torch
 from tests.generate.test_engine import BYTES, small
 
 from tessera.errors import InputError, SettingError
-from tessera.generate import decoding
 from tessera.generate.engine import Engine
+from tessera.generate.requests import StepRows
 from tessera.generate.sampling import Sampling, prompt_seeds, row_generators, sample
+from tessera.generate.torch_step import TorchStep
 from tessera.model.decoder import Decoder
 
 PROMPTS = ["ab", "c", "de", "fgh", "ij", "k"]
@@ -59,15 +60,25 @@ def test_cached_equals_uncached_while_others_end(attention: str, temperature: fl
     assert attention == "mla" or not temperature or len(lengths) > 3  # they end at different times
 
 
-def test_a_prompt_is_read_once_and_an_ended_row_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = Engine(ending(), BYTES)
-    rows: list[int] = []
-    logits = engine._logits
-    monkeypatch.setattr(engine, "_logits", lambda ids, cache: rows.append(len(ids)) or logits(ids, cache))
-    found = engine.complete_many(["ab", "cd"], Sampling(seed=1, max_tokens=20), n=8)
-    lengths = [len(each.ids) + (each.end is not None) for of_prompt in found for each in of_prompt]
-    assert rows[0] == 2
-    assert rows[1:] == [sum(length > step for length in lengths) for step in range(1, max(lengths))]
+def counting(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[StepRows]:
+    """The rows of each step that the model makes from now on."""
+    steps: list[StepRows] = []
+    step = TorchStep.step
+    monkeypatch.setattr(TorchStep, "step", lambda self, rows, tables: steps.append(rows) or step(self, rows, tables))
+    return steps
+
+
+def test_a_prompt_is_read_once_but_for_its_end_and_an_ended_row_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small(context=64)
+    with torch.no_grad():
+        model.head_weight[BYTES.end_id] = model.head_weight[:256].max(dim=0).values
+    engine = Engine(model, BYTES)
+    steps = counting(engine, monkeypatch)
+    prompt = "a prompt of thirty-five letters ..."
+    found = engine.complete_many([prompt], Sampling(seed=1, max_tokens=20), n=8)
+    lengths = [len(each.ids) + (each.end is not None) for each in found[0]]
+    assert [len(rows.ids) for rows in steps[:2]] == [35, 1 + 7 * 3 - (lengths[0] == 1)]
+    assert sum(len(rows.ids) for rows in steps) == 35 + 7 * 3 + sum(lengths) - 8
     assert min(lengths) < max(lengths)
 
 
@@ -76,8 +87,9 @@ def test_no_more_at_once_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch)
     sampling = Sampling(seed=5, max_tokens=6)
     whole = engine.complete_many(PROMPTS, sampling, n=2)
     monkeypatch.setattr("tessera.generate.engine.ROWS", 3)
+    steps = counting(engine, monkeypatch)
     assert engine.complete_many(PROMPTS, sampling, n=2) == whole
-    assert decoding.of_one_length([2, 1, 2, 3, 2, 1], 2) == [[0, 2], [4], [1, 5], [3]]
+    assert max(len(set(rows.sequences)) for rows in steps) == 3
 
 
 def test_seeds() -> None:

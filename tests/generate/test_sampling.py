@@ -1,102 +1,89 @@
-"""Sampling against transformers' logits processors, brute force, and the distribution that is promised."""
+"""Drawing: the distribution that is promised, the random streams, the settings."""
 
 import math
 
 import pytest
 import torch
-import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tessera.config import Settings, check
 from tessera.errors import InputError, SettingError
 from tessera.generate import sampling as S
-from tessera.generate.sampling import Sampling
+from tessera.generate.sampling import Guidance, Mirostat, Sampling
 
 LOGITS_BV = 3 * torch.randn(16, 50, generator=torch.Generator().manual_seed(0))
-PREVIOUS_BT = torch.randint(0, 50, (16, 9), generator=torch.Generator().manual_seed(1))
-
-THEIRS = {
-    "temperature": (lambda x: S.temperature(x, 0.7), transformers.TemperatureLogitsWarper(0.7)),
-    "top-k": (lambda x: S.top_k(x, 5), transformers.TopKLogitsWarper(5)),
-    "top-k of all": (lambda x: S.top_k(x, 99), transformers.TopKLogitsWarper(50)),
-    "top-p": (lambda x: S.top_p(x, 0.9), transformers.TopPLogitsWarper(0.9)),
-    "top-p of one": (lambda x: S.top_p(x, 1e-6), transformers.TopPLogitsWarper(1e-6)),
-    "min-p": (lambda x: S.min_p(x, 0.05), transformers.MinPLogitsWarper(0.05)),
-    "penalty": (
-        lambda x: S.repetition_penalty(x, PREVIOUS_BT, 1.3),
-        transformers.RepetitionPenaltyLogitsProcessor(1.3),
-    ),
-}
+PROMPT, ANSWER = [0, 3], [2, 2, 6]
 
 
-@pytest.mark.parametrize("case", THEIRS)
-def test_equals_transformers(case):
-    ours, theirs = THEIRS[case]
-    logits_BV = LOGITS_BV.clone()
-    torch.testing.assert_close(ours(logits_BV).softmax(-1), theirs(PREVIOUS_BT, logits_BV.clone()).softmax(-1))
-    assert torch.equal(logits_BV, LOGITS_BV), "the logits were changed in place"
+def softmax(logits: list[float]) -> list[float]:
+    weights = [math.exp(logit - max(logits)) for logit in logits]
+    return [weight / math.fsum(weights) for weight in weights]
 
 
-def test_the_filters_together_equal_transformers_in_the_documented_order():
-    sampling = Sampling(temperature=1.7, top_k=20, top_p=0.8, min_p=0.2, repetition_penalty=1.5)
-    expected_BV = LOGITS_BV.clone()
-    for processor in (
-        transformers.RepetitionPenaltyLogitsProcessor(1.5),
-        transformers.TemperatureLogitsWarper(1.7),
-        transformers.TopKLogitsWarper(20),
-        transformers.TopPLogitsWarper(0.8),
-        transformers.MinPLogitsWarper(0.2),
-    ):
-        expected_BV = processor(PREVIOUS_BT, expected_BV)
-    found_BV = S.filtered(LOGITS_BV, sampling, PREVIOUS_BT).softmax(-1)
-    torch.testing.assert_close(found_BV, expected_BV.softmax(-1))
-    assert 1 < (found_BV > 0).sum(-1).float().mean() < 20
+def kept(logits: list[float], ids: set[int]) -> list[float]:
+    return [logit if id in ids else -math.inf for id, logit in enumerate(logits)]
 
 
-def kept(logits_V: torch.Tensor) -> list[int]:
-    return torch.isfinite(logits_V).nonzero().flatten().tolist()
+def falling(logits: list[float]) -> list[int]:
+    return sorted(range(len(logits)), key=lambda id: (-logits[id], id))
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    logits=st.lists(st.integers(-6, 6), min_size=1, max_size=12),
-    k=st.integers(1, 14),
-    p=st.sampled_from([0.05, 0.31, 0.5, 0.77, 0.93, 1.0]),
-)
-def test_keeps_what_brute_force_keeps_with_ties_to_the_lower_id(logits, k, p):
-    """Whole numbers as logits, so that most of the rows have ties."""
-    order = sorted(range(len(logits)), key=lambda id: (-logits[id], id))
-    total = math.fsum(math.exp(logit) for logit in logits)
-    nucleus, before = [], 0.0
+def by_formula(logits: list[float], settings: dict) -> list[float]:
+    """The probabilities, written out in plain Python."""
+    logits = list(logits)
+    for id, bias in settings.get("logit_bias", {}).items():
+        logits[id] += bias
+    penalty = settings.get("repetition_penalty", 1.0)
+    for id in {*PROMPT, *ANSWER}:
+        logits[id] = logits[id] / penalty if logits[id] > 0 else logits[id] * penalty
+    for id in set(ANSWER):
+        logits[id] -= settings.get("presence_penalty", 0.0) + settings.get("frequency_penalty", 0.0) * ANSWER.count(id)
+    logits = [logit / settings.get("temperature", 1.0) for logit in logits]
+    if "top_k" in settings:
+        logits = kept(logits, set(falling(logits)[: settings["top_k"]]))
+    if "top_p" in settings:
+        logits = kept(logits, fewest(softmax(logits), falling(logits), settings["top_p"]))
+    if "min_p" in settings:
+        probs = softmax(logits)
+        logits = kept(logits, {id for id, prob in enumerate(probs) if prob >= settings["min_p"] * max(probs)})
+    if "typical" in settings:
+        probs = softmax(logits)
+        entropy = -math.fsum(prob * math.log(prob) for prob in probs if prob)
+        possible = [id for id, prob in enumerate(probs) if prob]
+        order = sorted(possible, key=lambda id: (abs(-math.log(probs[id]) - entropy), id))
+        logits = kept(logits, fewest(probs, order, settings["typical"]))
+    return softmax(logits)
+
+
+def fewest(probs: list[float], order: list[int], share: float) -> set[int]:
+    found, total = set(), 0.0
     for id in order:
-        if before < p or p == 1.0:
-            nucleus.append(id)
-        before += math.exp(logits[id]) / total
-    row_V = torch.tensor(logits, dtype=torch.float64)
-    assert kept(S.top_k(row_V, k)) == sorted(order[:k])
-    assert kept(S.top_p(row_V, p)) == sorted(nucleus)
-    least = math.log(p) + max(logits)
-    assert kept(S.min_p(row_V, p)) == [id for id, logit in enumerate(logits) if logit >= least]
-
-
-def test_half_of_two_equal_tokens_is_one_of_them():
-    assert kept(S.top_p(torch.tensor([0.0, 1.0, 1.0, -9.0]), 0.4)) == [1]
-    assert kept(S.top_p(torch.zeros(4), 0.5)) == [0, 1]
-
-
-def test_repetition_penalty_by_hand():
-    logits_BV = torch.tensor([[2.0, -2.0, 1.0, 0.0]])
-    found_BV = S.repetition_penalty(logits_BV, torch.tensor([[0, 1, 1, 3]]), 2.0)
-    assert found_BV.tolist() == [[1.0, -4.0, 1.0, 0.0]]
+        if total >= share:
+            break
+        found.add(id)
+        total += probs[id]
+    return found
 
 
 CHI_SQUARE = {
     "plain": {},
     "cold": {"temperature": 0.5},
-    "hot": {"temperature": 2.0, "top_k": 5},
+    "hot": {"temperature": 2.0},
+    "top-k": {"top_k": 5},
     "nucleus": {"top_p": 0.7},
-    "min-p": {"min_p": 0.1, "repetition_penalty": 1.2},
+    "min-p": {"min_p": 0.1},
+    "typical": {"typical": 0.6},
+    "penalties": {"repetition_penalty": 1.4, "presence_penalty": 0.3, "frequency_penalty": 0.2},
+    "bias": {"logit_bias": {1: 1.0, 6: -100.0}},
+    "together": {
+        "temperature": 1.3,
+        "top_k": 7,
+        "top_p": 0.95,
+        "min_p": 0.05,
+        "typical": 0.95,
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.1,
+        "logit_bias": {4: 0.5},
+    },
 }
 
 
@@ -104,21 +91,51 @@ CHI_SQUARE = {
 def test_draws_follow_the_formula(case):
     """Pearson's chi-square of 100,000 draws; a right sampler fails at this level once in ten thousand seeds."""
     n = 100_000
-    logits_V = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, -1.0, 1.5, -math.inf])
-    sampling = Sampling(**CHI_SQUARE[case])
-    previous_BT = torch.tensor([[0, 3]])
+    logits = [2.0, 1.0, 0.5, 0.0, -0.5, -1.0, 1.5, -math.inf]
+    settings = CHI_SQUARE[case]
+    previous_BT = torch.tensor([PROMPT + ANSWER])
     (generator,) = S.row_generators(7, 1)
-    ids = S.sample(logits_V.expand(n, -1), sampling, [generator] * n, previous_BT.expand(n, -1))
-    probs_V = S.filtered(logits_V[None], sampling, previous_BT)[0].double().softmax(-1)
+    uniforms = torch.rand(n, generator=generator, dtype=torch.float64).tolist()
+    found_BV = S.filtered(torch.tensor([logits]), Sampling(**settings), previous_BT, n_prompt=len(PROMPT))
+    ids = S.drawn_together(found_BV.expand(n, -1), uniforms)
+    if case == "together":  # one after the other, as an engine draws; slower
+        assert S.draw(found_BV.expand(n, -1), S.row_generators(7, 1) * n).equal(ids)
     counts_V = torch.bincount(ids, minlength=8)
+    probs_V = torch.tensor(by_formula(logits, settings), dtype=torch.float64)
     possible = probs_V > 0
     assert counts_V[~possible].sum() == 0
     expected = n * probs_V[possible]
     chi_square = ((counts_V[possible] - expected) ** 2 / expected).sum()
-    degrees = torch.tensor(float(possible.sum() - 1))
+    degrees = possible.sum() - 1.0
     assert degrees > 0
-    p_value = torch.special.gammaincc(degrees / 2, chi_square.float() / 2)
-    assert p_value > 1e-4
+    assert torch.special.gammaincc(degrees / 2, chi_square.float() / 2) > 1e-4
+
+
+def test_sample_is_the_filters_and_a_draw():
+    settings = Sampling(temperature=1.3, top_p=0.9, repetition_penalty=1.2, seed=1)
+    previous_BT = torch.arange(16)[:, None]
+    expected = S.draw(S.filtered(LOGITS_BV, settings, previous_BT), S.row_generators(1, 16))
+    assert S.sample(LOGITS_BV, settings, S.row_generators(1, 16), previous_BT).equal(expected)
+
+
+def test_a_row_does_not_depend_on_the_others():
+    settings = Sampling(temperature=0.9, top_k=40, top_p=0.9, min_p=0.01, typical=0.9)
+    logits_BV = torch.randn(5, 999, generator=torch.Generator().manual_seed(2))
+    together_BV = S.filtered(logits_BV, settings)
+    for row in range(5):
+        assert torch.equal(S.filtered(logits_BV[row : row + 1], settings)[0], together_BV[row])
+
+
+@pytest.mark.parametrize("n_vocab", [1, 7, 256, 1000])
+def test_a_draw_finds_the_place_that_one_running_sum_has(n_vocab):
+    """The sums in blocks against those of the whole row, which the rows on a GPU use."""
+    generators = S.row_generators(3, 200)
+    uniforms = [
+        torch.rand((), generator=generator, dtype=torch.float64).item() for generator in S.row_generators(3, 200)
+    ]
+    logits_BV = 3 * torch.randn(200, n_vocab, generator=torch.Generator().manual_seed(n_vocab))
+    logits_BV[:, 1::3] = -math.inf
+    assert S.draw(logits_BV, generators).equal(S.drawn_together(logits_BV, uniforms))
 
 
 def test_greedy_takes_the_lowest_of_equal_ids_and_no_random_number():
@@ -127,25 +144,19 @@ def test_greedy_takes_the_lowest_of_equal_ids_and_no_random_number():
     assert S.sample(logits_BV, Sampling(top_k=1, seed=3), S.row_generators(3, 2)).tolist() == [1, 0]
     penalised = S.sample(logits_BV, Sampling(temperature=0, repetition_penalty=9), [], torch.tensor([[1], [0]]))
     assert penalised.tolist() == [2, 1]
+    assert S.sample(logits_BV, Sampling(temperature=0, logit_bias={0: 2.5}), []).tolist() == [0, 0]
 
 
 def test_no_temperature_is_too_small():
     assert S.sample(LOGITS_BV, Sampling(temperature=1e-300), S.row_generators(0, 16)).equal(LOGITS_BV.argmax(-1))
 
 
-def test_a_draw_never_takes_an_impossible_token():
-    class Highest:
-        """Stands for the generator that gives the largest number below 1."""
-
+@pytest.mark.parametrize(("uniform", "id"), [(0.0, 1), (1 - 2**-53, 2)])
+def test_a_draw_never_takes_an_impossible_token(uniform, id, monkeypatch):
     logits_BV = torch.tensor([[-math.inf, 0.0, 0.1, -math.inf]])
-    original = torch.rand
-    try:
-        torch.rand = lambda *size, **options: torch.full(size, 1 - 2**-53, dtype=torch.float64)
-        assert S.draw(logits_BV, [Highest()]).item() == 2
-        torch.rand = lambda *size, **options: torch.zeros(size, dtype=torch.float64)
-        assert S.draw(logits_BV, [Highest()]).item() == 1
-    finally:
-        torch.rand = original
+    monkeypatch.setattr(S, "uniform", lambda generator: uniform)
+    assert S.draw(logits_BV, [torch.Generator()]).tolist() == [id]
+    assert S.drawn_together(logits_BV, [uniform]).tolist() == [id]
 
 
 def test_streams_depend_on_seed_and_row_alone():
@@ -190,6 +201,11 @@ WRONG = [
     ("repetition_penalty", 0.0),
     ("seed", -1),
     ("max_tokens", -1),
+    ("typical", 0.0),
+    ("no_repeat_ngram", 0),
+    ("logprobs", -1),
+    ("presence_penalty", math.inf),
+    ("n", 0),
     ("stop", [""]),
     ("stop", 3),
 ]
@@ -211,19 +227,30 @@ def test_an_unknown_setting_is_guessed():
         Sampling(temprature=1.0)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda x: S.temperature(x, 0.0),
-        lambda x: S.top_k(x, 0),
-        lambda x: S.top_p(x, 0.0),
-        lambda x: S.min_p(x, 2.0),
-        lambda x: S.repetition_penalty(x, PREVIOUS_BT, -1.0),
-    ],
-)
-def test_the_functions_check_too(wrong):
-    with pytest.raises(SettingError):
-        wrong(LOGITS_BV)
+TOGETHER = [
+    ("best_of", {"n": 3, "best_of": 2}),
+    ("min_tokens", {"min_tokens": 9, "max_tokens": 8}),
+    ("regex", {"regex": "a", "json_schema": {}}),
+    ("ignore_eos", {"regex": "a", "ignore_eos": True}),
+    ("top_p", {"mirostat": {}, "top_p": 0.9}),
+    ("temperature", {"mirostat": {}, "temperature": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), TOGETHER)
+def test_settings_that_exclude_each_other_are_named(name, values):
+    with pytest.raises(SettingError, match=f"^{name} = "):
+        Sampling(**values)
+
+
+def test_groups_of_settings():
+    sampling = Sampling(mirostat={"tau": 3}, guidance={"scale": 2, "negative_prompt": "no"}, logit_bias={"7": -1})
+    assert sampling.mirostat == Mirostat(tau=3.0)
+    assert sampling.guidance == Guidance(scale=2.0, negative_prompt="no")
+    assert sampling.logit_bias == {7: -1.0}
+    with pytest.raises(SettingError, match=r"^mirostat\.tau"):
+        Sampling(mirostat={"tau": 0})
+    assert Sampling(mirostat="none") == Sampling()
 
 
 def test_stop_may_be_one_text():

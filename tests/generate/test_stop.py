@@ -1,10 +1,17 @@
 """Stop texts: found wherever the pieces are cut, never let through, and nothing else is lost."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessera.generate.requests import Answer
+from tessera.generate.sampling import Sampling, row_generators
 from tessera.generate.stop import StopFilter, find_stop
+from tessera.tokenizers import train_tokenizer
+
+TEXT = "Grüße, 世界! 👩‍👩‍👧 नमस्ते\r\n\n\n하나 END"
+STOPS = ["\n\n하", "END", "👩‍👧‍👧", "🌍"]
 
 
 def expected(text: str, stops: list[str]) -> tuple[str, bool]:
@@ -51,3 +58,54 @@ def test_holds_back_no_more_than_it_must():
     assert stream.stopped
     assert stream.push("more") == ""
     assert stream.finish() == ""
+
+
+def test_every_pair_of_borders_between_bytes():
+    """Tokens that end anywhere: no half character, no part of a stop text, nothing else is lost."""
+    data = TEXT.encode()
+    shown, stop = expected(TEXT, STOPS)
+    assert stop and shown == "Grüße, 世界! 👩‍👩‍👧 नमस्ते\r\n"
+    tokenizer = train_tokenizer({"name": "byte"}, [])
+    for first in range(len(data) + 1):
+        for second in range(first, len(data) + 1):
+            decoder, stream, made = tokenizer.stream(), StopFilter(STOPS), ""
+            for part in (data[:first], data[first:second], data[second:]):
+                # A token of several bytes gives what its bytes give.
+                made += stream.push("".join(map(decoder.push, part)))
+                assert "\ufffd" not in made
+                assert shown.startswith(made)
+            made += stream.push(decoder.finish()) + stream.finish()
+            assert (made, stream.found) == (shown, "\n\n하")
+
+
+@pytest.mark.parametrize("n_prompt", range(1, len(TEXT.encode())))
+def test_an_answer_shows_whole_characters_and_no_beginning_of_a_stop_text(n_prompt: int) -> None:
+    """From a prompt that ends at any byte of the text; each byte of the rest is a token."""
+    data = TEXT.encode()
+    tokenizer = train_tokenizer({"name": "byte"}, [])
+    (generator,) = row_generators(0, 1)
+    answer = Answer(tokenizer, list(data[:n_prompt]), Sampling(temperature=0, stop=STOPS), generator)
+    begun = data[:n_prompt].decode(errors="ignore").encode()  # the character that it ends in belongs to the answer
+    shown, stops = expected(data[len(begun) :].decode(), STOPS)
+    pieces = []
+    for byte in data[n_prompt:]:
+        pieces.append(answer.choose(torch.eye(tokenizer.n_vocab)[byte])[1])
+        assert "\ufffd" not in pieces[-1]
+        assert shown.startswith("".join(pieces))
+        if answer.finish is not None:
+            break
+    if not stops:
+        pieces.append(answer.close("length"))
+    assert "".join(pieces) == answer.text == answer.completion.text == shown
+    assert answer.finish == ("stop" if stops else "length")
+
+
+@pytest.mark.parametrize(
+    ("text", "stops", "found"),
+    [("xabc", ["abc", "ab"], "ab"), ("xabc", ["bc", "abc"], "abc"), ("x", ["y"], None), ("xyz", ["z", "y"], "y")],
+)
+def test_says_which_stop_text_it_was(text, stops, found):
+    stream = StopFilter(stops)
+    for character in text:
+        stream.push(character)
+    assert stream.found == found

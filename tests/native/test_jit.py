@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tessera.native import jit
+
 PROGRAM = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
@@ -133,3 +135,32 @@ def test_what_a_read_only_disk_lacks_is_compiled_and_what_to_do_is_said(filled: 
 def test_a_read_only_folder_is_no_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     assert says_what_to_do(finish(start(tmp_path))[1])
+
+
+def test_code_is_stamped_with_what_its_module_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At first and at second hand, in every way to write it, and with nothing else."""
+    package = tmp_path / "tessera"
+    files = {
+        "kernels.py": "import numpy\nfrom tessera.parts import (\n    add,\n    sub,\n)\n",
+        "parts.py": "import tessera.deep.first\nfrom tessera.deep import second\nfrom tessera.kernels import x\n",
+        "deep/__init__.py": "",
+        "deep/first.py": "",
+        "deep/second.py": "",
+        "unrelated.py": "",
+    }
+    (package / "deep").mkdir(parents=True)
+    for name, content in files.items():
+        (package / name).write_text(content)
+    monkeypatch.setattr(jit, "ROOT", tmp_path)
+
+    def stamp() -> str:
+        jit.source_stamp.cache_clear()
+        jit._imported.cache_clear()
+        return jit.source_stamp(package / "kernels.py")
+
+    before = stamp()
+    for name, content in files.items():
+        (package / name).write_text(content + "# another line\n")
+        assert (stamp() == before) == (name == "unrelated.py")
+        (package / name).write_text(content)
+    assert stamp() == before

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tessera.adapt.quantized import QuantizedLinear
 from tessera.errors import SettingError
 from tessera.model.linear import Linear
+from tessera.ops.autocast import autocasts
 from tessera.ops.dropout import dropout
 
 Frozen = Linear | QuantizedLinear
@@ -74,7 +75,7 @@ class LowRank(nn.Module):
         """What the map says with the adapter, its bias apart."""
         y = product(base, x)
         # Products are made in float32 where the adapter is and the map is not; autocast decides by itself.
-        wide = y.dtype if torch.is_autocast_enabled(x.device.type) else self.down.dtype
+        wide = y.dtype if autocasts(x) else self.down.dtype
         x = dropout(x, self.dropout if self.training else 0.0).to(wide)
         flat = y.to(wide).reshape(-1, y.shape[-1])
         flat = lora(flat, x.reshape(-1, x.shape[-1]), self.down, self.up, self.scale)

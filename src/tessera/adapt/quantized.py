@@ -20,6 +20,7 @@ from tessera.formats.source import ModelSource, put
 from tessera.model.decoder import Decoder
 from tessera.model.linear import ExpertLinear, Linear
 from tessera.native.freed import return_freed_memory
+from tessera.ops.autocast import as_multiplied
 
 BITS = {"nf4": 4.127, "int8": 8.5}
 """Of a weight, with its part of what belongs to its block."""
@@ -86,12 +87,6 @@ def _by_group(x: Tensor, stored: QuantizedWeight, sizes: Sequence[int], product:
     return y
 
 
-def _in_use(x: Tensor) -> Tensor:
-    """`x` in the type in which products are made: that of autocast, where it is on."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
-
-
 class QuantizedLinear(nn.Module):
     """A `Linear` whose weight is stored in codes; a bias stays as it is."""
 
@@ -107,7 +102,7 @@ class QuantizedLinear(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """x W^T, without the bias."""
-        x = _in_use(x)
+        x = as_multiplied(x)
         y_NF: Tensor = _Product.apply(x.reshape(-1, x.shape[-1]), self.stored, (1,))
         return y_NF.view(*x.shape[:-1], -1)
 
@@ -130,7 +125,7 @@ class QuantizedExpertLinear(nn.Module):
     def forward(self, x_ND: Tensor, sizes: Sequence[int]) -> Tensor:
         if len(sizes) != self.stored.shape[0] or sum(sizes) != len(x_ND):
             raise InputError(f"groups of {list(sizes)} rows for {len(x_ND)} rows and {self.stored.shape[0]} matrices")
-        y_NF: Tensor = _Product.apply(_in_use(x_ND), self.stored, tuple(sizes))
+        y_NF: Tensor = _Product.apply(as_multiplied(x_ND), self.stored, tuple(sizes))
         return y_NF
 
 

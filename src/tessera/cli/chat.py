@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from tessera.cli import sampling_options as options
 from tessera.cli.console import console
 
 if TYPE_CHECKING:
@@ -20,26 +21,55 @@ Message = dict[str, Any]
 
 def chat(
     run: Annotated[str, typer.Argument(help="A run, a Hugging Face folder, a GGUF file, or hf:OWNER/NAME.")],
-    max_tokens: Annotated[int, typer.Option(help="The most tokens in an answer.")] = 200,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the fewest tokens that hold this share.")] = 0.95,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="A text that ends an answer; may be repeated.")] = None,
+    max_tokens: options.MaxTokens = 200,
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = None,
+    top_p: options.TopP = 0.95,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
     system: Annotated[str | None, typer.Option(help="What the model is told first, where it has a template.")] = None,
-    dtype: Annotated[str, typer.Option(help="The numbers to compute with: fp32, bf16 or fp16.")] = "fp32",
+    engine: options.Engine = "auto",
+    device: options.Device = "auto",
+    dtype: options.Dtype = None,
+    cache: options.Cache = "float",
+    lookup: options.Lookup = False,
+    draft: options.Draft = None,
 ) -> None:
     """Write, and the model answers.
 
     A model with a chat template knows who says what. A base model knows no roles: it goes on from everything written
     so far. What is longer than the context is forgotten from the start, but for the system message.
     """
-    from tessera.errors import FormatError, InputError
-    from tessera.generate.sampling import Sampling
-    from tessera.lm import LM
+    with options.starting():
+        from tessera.errors import FormatError, InputError
+        from tessera.generate.sampling import Sampling
+        from tessera.lm import LM
+        from tessera.recipe import pick_device
 
     out = console()
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens, stop=tuple(stop or ()))
-    lm = LM.load(run, dtype=dtype, say=lambda line: out.print(escape(line), style="dim"))
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=tuple(stop or ()),
+    )
+    with options.starting():
+        lm = LM.load(
+            run,
+            dtype=dtype,
+            engine=engine,
+            device="cpu" if engine == "cpu" and device == "auto" else str(pick_device(device, "device")),
+            cache=cache,
+            lookup=lookup,
+            draft=draft,
+            say=lambda line: out.print(escape(line), style="dim"),
+        )
     roles = lm.tokenizer.framing.template is not None
     if system is not None and not roles:
         raise InputError(f"{run} has no chat template, so it knows no system message")
@@ -114,7 +144,7 @@ class _Turns:
         """The ids of the conversation; the oldest exchanges are left out until there is room for an answer, too."""
         from tessera.tokenizers.chat import encode_chat, encode_chats
 
-        tokenizer, context = self._lm.tokenizer, self._lm.model.context
+        tokenizer, context = self._lm.tokenizer, self._lm.engine.context
         most = context - min(max_tokens, context // 2)
         ids = encode_chat(tokenizer, self._system + self._turns)
         if len(ids) <= most or len(self._turns) == 1:

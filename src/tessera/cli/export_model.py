@@ -28,8 +28,12 @@ def export_model(
     run: Annotated[str, typer.Argument(help="A run, or any model that tessera generate opens.")],
     to: Annotated[str, typer.Option(help="hf (a folder), gguf, safetensors, or adapter: a run's alone, for peft.")],
     dtype: Annotated[
-        str, typer.Option(help="fp32, bf16 or fp16; for gguf also q8_0, q4_0 or q4_1, with smaller numbers.")
-    ] = "fp32",
+        str | None,
+        typer.Option(
+            help="fp32, bf16 or fp16; for gguf also q8_0, q4_0 or q4_1, with smaller numbers. fp32 if not given, or "
+            "for gguf the blocks that the run was quantized to."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to; a name made from the run's if not given.")] = None,
     step: Annotated[int | None, typer.Option(help="The checkpoint; the newest valid one if not given.")] = None,
 ) -> None:
@@ -42,13 +46,15 @@ def export_model(
 
     if to not in NAMES:
         raise SettingError("--to", to, ", ".join(NAMES))
+    found = None if to == ADAPTER else open_any(run, step=step)
+    stored = found.stored_as if isinstance(found, RunSource) and to == "gguf" else None
+    dtype = dtype or stored or "fp32"
     out = out or Path(NAMES[to].format(name=model_name(run), dtype=USUAL.get(dtype, dtype)))
     if out.exists():
         raise InputError(f"{out} is there already: choose another --out")
-    if to == ADAPTER:
+    if found is None:
         _export_adapter(run, out, step)
         return
-    found = open_any(run, step=step)
     if found.tokenizer is None:
         raise InputError(f"{run}: there is no tokenizer with the model, and other programs need one")
     shown = console()
@@ -59,7 +65,10 @@ def export_model(
     else:
         read_as = FLOATS.get(dtype, FLOATS["fp32"])
         tensors = {name: found.tensor(name, read_as) for name in found.names}
-    lines = formats.export_model(found.settings, found.n_vocab, tensors, found.tokenizer, out, to=to, dtype=dtype)
+    blocks = found.blocks if dtype == stored else None  # the very codes
+    lines = formats.export_model(
+        found.settings, found.n_vocab, tensors, found.tokenizer, out, to=to, dtype=dtype, blocks=blocks
+    )
     for line in lines:
         shown.print(escape(line))
     shown.print(f"wrote {escape(str(out))}\n{escape(LOADERS[to].format(path=str(out)))}")

@@ -24,6 +24,7 @@ from tessera.cli import (
     generate,
     import_model,
     post_training,
+    quantize,
     runs,
     tokenizer,
     train,
@@ -48,6 +49,7 @@ app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("import")(import_model.import_model)
 app.command("export")(export_model.export_model)
+app.command("quantize")(quantize.quantize)
 app.command("evaluate")(evaluate.evaluate)
 app.command("report")(evaluate.report)
 app.add_typer(runs.app, name="runs")

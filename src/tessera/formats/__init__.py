@@ -14,7 +14,7 @@ from tessera.formats.gguf import export_gguf, open_gguf
 from tessera.formats.huggingface import export_huggingface, open_huggingface
 from tessera.formats.own import export_own, open_own
 from tessera.formats.pickles import is_pickle, pickle_error
-from tessera.formats.source import ModelSource
+from tessera.formats.source import Blocks, ModelSource
 from tessera.model.settings import DecoderSettings
 from tessera.tokenizers import Tokenizer
 
@@ -60,16 +60,19 @@ def export_model(
     *,
     to: str,
     dtype: str = "fp32",
+    blocks: Blocks | None = None,
 ) -> list[str]:
     """Write a model for other programs, whole or not at all; returns lines to say about what was written.
 
     `to` is one of `EXPORTS`; what is at `path` already is never replaced, and folders above it are made. `dtype` is
     fp32, bf16 or fp16, for GGUF also q8_0, q4_0 or q4_1. What the format cannot hold exactly is a `SettingError` that
-    says so.
+    says so. `blocks` gives matrices that are blocks of GGUF files already (`ModelSource.blocks`): into such a file they
+    go byte for byte, whatever `dtype` says of the others.
     """
     if to not in EXPORTS:
         raise SettingError("to", to, f"one of {', '.join(EXPORTS)}")
-    return EXPORTS[to](settings, n_vocab, tensors, tokenizer, Path(path), dtype=dtype)
+    given = {"blocks": blocks} if to == "gguf" else {}
+    return EXPORTS[to](settings, n_vocab, tensors, tokenizer, Path(path), dtype=dtype, **given)
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -21,6 +21,9 @@ from tessera.tokenizers import Tokenizer
 
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The types that a model is built in, and written in without quantization."""
+Blocks = Callable[[str], tuple[str, Callable[[], Tensor]] | None]
+"""Our name -> that matrix as it is in the file: the name of its type, and what reads its rows as bytes; None where the
+file does not hold its rows one by one."""
 Store = Callable[[nn.Module, str, Tensor], None]
 _TABLE_BYTES = 2**27  # what the tables of positions may take in a model that is smaller than they are
 
@@ -41,6 +44,7 @@ class ModelSource:
     path: Path
     notes: list[str] = field(default_factory=list)
     """What the user should hear: what was assumed, and what was left out."""
+    blocks: Blocks | None = None
 
     def build(self, dtype: torch.dtype = torch.float32, *, store: "Store | None" = None) -> Decoder:
         """The decoder with its weights, in evaluation mode; at its peak this takes little more than the weights do.

@@ -1,96 +1,93 @@
 """The generation engine: a prompt in, text out as it is made.
 
 The prompt goes through the model once and leaves its keys and values in a cache (prefill); after that each token
-costs one position (decode). Only the last position goes through the head.
+costs one position (decode). Only the last position goes through the head. `scheduler.py` does it, for any number of
+answers at once, and says what happens past the window.
 
-Past the window. A model sees at most `context` tokens. When the cache is full the engine keeps the newest context //
-2 tokens, empties the cache and prefills them again from position 0; the text goes on, with between context // 2 and
-context tokens in sight. So greedy decoding with the cache equals greedy decoding without it, over the same window. A
-begin token that stood in front of the prompt stays in front.
+With a decoder each call has a cache of its own, as large as it needs, so that weights may change between two (a
+rollout) and nothing stale is ever read. With a `Backend`, such as `cpu.model.CpuModel`, there is one cache for all
+calls, and what the next one may share is kept in it. A `guesser` (speculative.py) makes answers
+come sooner, and changes none.
 
-Rows. The answers to prompts of one length are decoded together (`tessera.generate.decoding`). Answer i to a prompt
-draws from its own stream, made of the prompt's seed and i, so it does not depend on n, on the other rows or on when
-they end, up to the rounding of matrix products of another height.
+Rows. Answer i to a prompt draws from its own stream, made of the prompt's seed and i, so it does not depend on n, on
+the other rows or on when they end, up to the rounding of matrix products of another height.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from heapq import nlargest
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tessera.errors import InputError, SettingError
-from tessera.generate.decoding import Decoding, of_one_length
+from tessera.generate.beam import Beam, EarlyStopping, beam_search
+from tessera.generate.beam_cache import BeamCache, blocks_needed
+from tessera.generate.blocks import Blocks
+from tessera.generate.requests import Backend, Completion, Event, Finish, decoder_behind
 from tessera.generate.sampling import Sampling, prompt_seeds, row_generators
-from tessera.generate.stop import StopFilter
-from tessera.model.cache import Cache
+from tessera.generate.scheduler import Scheduler
+from tessera.generate.speculative import Guesser
+from tessera.generate.torch_step import TorchStep, evaluating
 from tessera.model.decoder import Decoder
 from tessera.tokenizers.contract import Tokenizer
 
-Finish = Literal["stop", "length", "end"]
+__all__ = ["BeamCompletion", "Completion", "Engine", "Finish", "evaluating"]
+
 ROWS = 256
-"""So many answers are decoded at once, at the most, unless one prompt has more."""
+"""So many answers are decoded at once, at the most."""
+STEP_ROWS = 512
+"""So many rows has a step while prompts are read."""
+BLOCK = 16
+"""Positions of a block of the cache."""
 
 
 @dataclass(frozen=True)
-class Completion:
-    """One answer. `finish` says why it ended: a stop text, `max_tokens` reached, or the end token."""
+class BeamCompletion(Completion):
+    """An answer that beam search has found."""
 
-    text: str
-    ids: list[int]
-    """All tokens that were drawn, those of a stop text too; the end token is left out."""
-    finish: Finish
-    end: int | None = None
-    """The end token, if that is why."""
+    score: float = 0.0
+    """Its log-probability, over its length to the power of `length_penalty`."""
 
 
-@dataclass
-class _Row:
-    """One answer in the making: ids in, text out."""
+class _Desk:
+    """A scheduler, and a box for each request: several streams of one thread may be read in turns."""
 
-    tokenizer: Tokenizer
-    prompt_ids: Sequence[int]
-    stops: Sequence[str]
-    ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish: Finish | None = None
-    end: int | None = None
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler = scheduler
+        self._boxes: dict[int, deque[Event]] = {}
 
-    def __post_init__(self) -> None:
-        # The decoder has seen the end of the prompt, so that prompt and answer join as one text: a space between words,
-        # the rest of a character that the prompt began (at most 3 tokens ago). A new document begins afresh.
-        self._decoder = self.tokenizer.stream(unknown="replace")
-        self._ends = self.tokenizer.end_ids
-        if self.prompt_ids[-1] not in self._ends | {self.tokenizer.begin_id}:
-            for id in self.prompt_ids[-3:]:
-                self._decoder.push(id)
-        self._filter = StopFilter(self.stops)
+    def add(
+        self, ids: Sequence[int], sampling: Sampling, generator: torch.Generator, negative: Sequence[int] | None
+    ) -> int:
+        number = self.scheduler.add(ids, sampling, generator=generator, negative=negative)
+        self._boxes[number] = deque()
+        return number
 
-    def push(self, id: int) -> str:
-        """The text that `id` makes certain; sets `finish` if it ends the row."""
-        if id in self._ends:
-            self.end = id
-            return self.close("end")
-        self.ids.append(id)
-        piece = self._filter.push(self._decoder.push(id))
-        self.text += piece
-        if self._filter.stopped:
-            self.finish = "stop"
-        return piece
-
-    def close(self, finish: Finish) -> str:
-        """The text that was held back; the row ends."""
-        piece = self._filter.push(self._decoder.finish()) + self._filter.finish()
-        self.text += piece
-        self.finish = "stop" if self._filter.stopped else finish
-        return piece
-
-    @property
-    def completion(self) -> Completion:
-        finish = self.finish or "length"
-        return Completion(self.text, self.ids, finish, self.end if finish == "end" else None)
+    def events(self, numbers: Sequence[int]) -> Iterator[Event]:
+        """All events of these requests, as they come. Who stops reading cancels them."""
+        going = dict.fromkeys(numbers)
+        try:
+            while going:
+                found = [event for number in going for event in self._boxes[number]]
+                for number in going:
+                    self._boxes[number].clear()
+                for event in found:
+                    if event.error is not None:
+                        raise event.error
+                    if event.last:
+                        del going[event.request]
+                    yield event
+                if going and not found:
+                    for event in self.scheduler.step():
+                        self._boxes[event.request].append(event)
+        finally:
+            for number in numbers:
+                self.scheduler.cancel(number)
+                self._boxes.pop(number, None)
 
 
 class Engine:
@@ -100,15 +97,25 @@ class Engine:
     training.
     """
 
-    def __init__(self, model: Decoder, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        model: Decoder | Backend,
+        tokenizer: Tokenizer,
+        *,
+        guesser: Guesser[Any] | None = None,
+        cache: str = "float",
+    ) -> None:
         if model.n_vocab < tokenizer.n_vocab:
             raise InputError(
                 f"the model has a vocabulary of {model.n_vocab} and the tokenizer one of {tokenizer.n_vocab}: "
                 "they do not belong together"
             )
-        self.model = model
         self.tokenizer = tokenizer
+        self.context = model.context
         self._n_vocab = tokenizer.n_vocab
+        self.model = model
+        self._guesser, self._cache = guesser, cache
+        self._desk = None if isinstance(model, nn.Module) else self._new_desk(model)
 
     def stream(
         self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, truncate: bool = False
@@ -123,13 +130,23 @@ class Engine:
         return self._stream(self._prompt_ids(prompt, truncate=truncate), sampling)
 
     def generate(
-        self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, n: int = 1, truncate: bool = False
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        n: int | None = None,
+        truncate: bool = False,
     ) -> list[str]:
-        """`n` answers to one prompt, decoded together."""
+        """`n` answers to one prompt (that of `sampling` unless said), decoded together."""
         return [completion.text for completion in self.complete(prompt, sampling, n=n, truncate=truncate)]
 
     def complete(
-        self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, n: int = 1, truncate: bool = False
+        self,
+        prompt: str | Sequence[int],
+        sampling: Sampling | None = None,
+        *,
+        n: int | None = None,
+        truncate: bool = False,
     ) -> list[Completion]:
         """The same, with the ids of each answer and why it ended."""
         sampling = sampling or Sampling()
@@ -141,61 +158,123 @@ class Engine:
         prompts: Sequence[str | Sequence[int]],
         sampling: Sampling | None = None,
         *,
-        n: int = 1,
+        n: int | None = None,
         seeds: Sequence[int | None] | None = None,
     ) -> list[list[Completion]]:
-        """`n` answers to each prompt, those to prompts of the same length decoded together.
+        """`n` answers to each prompt, all decoded together; with `best_of` the most probable ones of so many.
 
         `seeds` has one for each prompt, which alone would have the same answers under it; without them they are made of
         the seed of `sampling` and the number of the prompt.
         """
+        sampling = sampling or Sampling()
+        n = sampling.n if n is None else n
         if n < 1:
             raise SettingError("n", n, "a whole number, 1 or greater")
-        sampling = sampling or Sampling()
         ids = [self._prompt_ids(prompt, truncate=False) for prompt in prompts]
         seeds = prompt_seeds(sampling.seed, len(ids)) if seeds is None else seeds
         if len(seeds) != len(ids):
             raise InputError(f"{len(seeds)} seeds for {len(ids)} prompts")
-        rows = [[_Row(self.tokenizer, each, sampling.stop) for _ in range(n)] for each in ids]
-        for numbers in of_one_length([len(each) for each in ids], max(1, ROWS // n)):
-            generators = [generator for i in numbers for generator in row_generators(seeds[i], n)]
-            decoding = self._decoding([ids[i] for i in numbers], sampling, generators)
-            _finish([row for i in numbers for row in rows[i]], decoding, sampling.max_tokens)
-        return [[row.completion for row in of_prompt] for of_prompt in rows]
+        n_made = max(n, sampling.best_of or n)
+        asked = sampling
+        if n_made > n and sampling.logprobs is None:
+            asked = Sampling(**{name: getattr(sampling, name) for name in sampling.model_fields_set} | {"logprobs": 0})
+        made = self._completions([each for each in ids for _ in range(n_made)], asked, seeds, n_made)
+        rows = [made[i * n_made : (i + 1) * n_made] for i in range(len(ids))]
+        return rows if n_made == n else [nlargest(n, of_prompt, key=_mean_logprob) for of_prompt in rows]
+
+    def beam(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        width: int = 4,
+        n: int = 1,
+        max_tokens: int = 200,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+    ) -> list[BeamCompletion]:
+        """The `n` most probable answers that `width` beams find, the best first (beam.py); nothing is drawn.
+
+        Prompt and answer must fit into the context together.
+        """
+        ids = self._prompt_ids(prompt, truncate=False)
+        if self._desk is None:
+            blocks = Blocks(n_blocks=max(1, blocks_needed(len(ids), max_tokens, width, BLOCK)), size=BLOCK)
+            backend: Backend = self._torch_step(blocks.n_blocks)
+        else:
+            blocks, backend = self._desk.scheduler.blocks, self._desk.scheduler.backend
+        with BeamCache(backend, blocks, ids, width=width, max_tokens=max_tokens) as score:
+            found = beam_search(
+                score,
+                ids,
+                n=n,
+                beams=width,
+                max_tokens=max_tokens,
+                ends=self.tokenizer.end_ids,
+                length_penalty=length_penalty,
+                early_stopping=early_stopping,
+            )
+        return [self._of_beam(beam, ids) for beam in found]
 
     def next_distribution(self, prompt: str | Sequence[int], *, truncate: bool = False) -> Tensor:
         """The probability of each token to follow `prompt`, (n_vocab of the tokenizer,) in float32, on the CPU."""
-        ids = torch.tensor([self._prompt_ids(prompt, truncate=truncate)], device=self._device)
-        logits_BV = self._logits(ids, None)
-        return logits_BV[0].float().softmax(dim=-1).cpu().clone()
+        ids = self._prompt_ids(prompt, truncate=truncate)
+        asked = Sampling(max_tokens=1, logprobs=self._n_vocab, seed=0)
+        (choice,) = self.complete(ids, asked)[0].choices
+        found_V = torch.zeros(self._n_vocab)
+        for id, logprob in choice.top:
+            found_V[id] = math.exp(logprob)
+        return found_V
 
     def _stream(self, prompt_ids: list[int], sampling: Sampling) -> Iterator[str]:
-        row = _Row(self.tokenizer, prompt_ids, sampling.stop)
-        decoding = self._decoding([prompt_ids], sampling, row_generators(sampling.seed, 1))
-        for _ in range(sampling.max_tokens):
-            (id,) = decoding.step()
-            if piece := row.push(id):
-                yield piece
-            if row.finish is not None:
-                return
-        if piece := row.close("length"):
-            yield piece
+        desk = self._desk_for([prompt_ids], sampling)
+        number = desk.add(prompt_ids, sampling, row_generators(sampling.seed, 1)[0], self._negative(sampling))
+        for event in desk.events([number]):
+            if event.text:
+                yield event.text
 
-    def _decoding(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generators: Sequence[torch.Generator]
-    ) -> Decoding:
-        return Decoding(self.model, self._logits, prompts, sampling, generators, begin_id=self.tokenizer.begin_id)
+    def _completions(
+        self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int | None], n: int
+    ) -> list[Completion]:
+        """An answer to each of the prompts, of which n in a row share a seed."""
+        desk, negative = self._desk_for(prompts, sampling), self._negative(sampling)
+        generators = [generator for seed in seeds for generator in row_generators(seed, n)]
+        numbers = [
+            desk.add(ids, sampling, generator, negative) for ids, generator in zip(prompts, generators, strict=True)
+        ]
+        found = {event.request: event.completion for event in desk.events(numbers) if event.completion is not None}
+        return [found[number] for number in numbers]
 
-    @torch.inference_mode()
-    def _logits(self, ids_BT: Tensor, cache: Cache | None) -> Tensor:
-        """The logits after the last token, (B, V). Ids that a padded head has beyond the tokenizer's are left out."""
-        with evaluating(self.model):
-            h_BD = self.model.hidden(ids_BT, cache)[:, -1]
-            return self.model.logits(h_BD)[:, : self._n_vocab]
+    def _negative(self, sampling: Sampling) -> list[int] | None:
+        guidance = sampling.guidance
+        return None if guidance is None else self._prompt_ids(guidance.negative_prompt, truncate=True)
 
-    @property
-    def _device(self) -> torch.device:
-        return self.model.head_weight.device
+    def _desk_for(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> _Desk:
+        """Where answers to these are made: the engine's own place, or one with just the room that they need."""
+        if self._desk is not None:
+            return self._desk
+        lengths = [len(ids) for ids in prompts]
+        negative = self._negative(sampling)
+        if negative is not None:
+            lengths += [len(negative)] * len(prompts)
+        rows = max(ROWS, 1 if negative is None else 2)
+        needs = [-(-min(self.context, length + sampling.max_tokens) // BLOCK) for length in lengths]
+        n_blocks = max(1, sum(nlargest(rows, needs)))
+        backend = self._torch_step(n_blocks)
+        return self._new_desk(backend, n_sequences=rows)
+
+    def _torch_step(self, n_blocks: int) -> TorchStep:
+        assert isinstance(self.model, nn.Module)
+        return TorchStep(self.model, n_blocks=n_blocks, block_size=BLOCK, n_vocab=self._n_vocab, cache=self._cache)
+
+    def _new_desk(self, backend: Backend, **settings: int) -> _Desk:
+        return _Desk(Scheduler(backend, self.tokenizer, step_rows=STEP_ROWS, guesser=self._guesser, **settings))
+
+    def _of_beam(self, beam: Beam, prompt: Sequence[int]) -> BeamCompletion:
+        end = beam.ids[-1] if beam.ids[-1] in self.tokenizer.end_ids else None
+        ids = list(beam.ids if end is None else beam.ids[:-1])
+        decoder = decoder_behind(prompt, self.tokenizer)
+        text = "".join(map(decoder.push, ids)) + decoder.finish()
+        return BeamCompletion(text, ids, "length" if end is None else "end", end, score=beam.score)
 
     def _prompt_ids(self, prompt: str | Sequence[int], *, truncate: bool) -> list[int]:
         """The prompt as ids that fit into the context."""
@@ -210,7 +289,7 @@ class Engine:
         wrong = next((id for id in ids if not 0 <= id < self._n_vocab), None)
         if wrong is not None:
             raise InputError(f"the prompt has the token id {wrong}, outside of the vocabulary of {self._n_vocab}")
-        context = self.model.context
+        context = self.context
         if len(ids) > context and not truncate:
             raise InputError(
                 f"the prompt is {len(ids)} tokens long and the model's context is {context}: "
@@ -221,29 +300,7 @@ class Engine:
         return ids[-context:]
 
 
-def _finish(rows: Sequence[_Row], decoding: Decoding, most: int) -> None:
-    """Decode until each row has ended, or has `most` tokens."""
-    for _ in range(most):
-        for row, id in zip(rows, decoding.step(), strict=True):
-            row.push(id)
-        going = [number for number, row in enumerate(rows) if row.finish is None]
-        if len(going) < len(rows):
-            rows = [rows[number] for number in going]
-            if not rows:
-                return
-            decoding.keep(going)
-    for row in rows:
-        row.close("length")
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without dropout; afterwards each part is in the mode in which it was."""
-    training = [module for module in model.modules() if module.training] if model.training else []
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
+def _mean_logprob(completion: Completion) -> float:
+    """What `best_of` judges by: the log-probability of a token, on the average; nothing at all is the worst."""
+    logprobs = [choice.logprob for choice in completion.choices if choice.logprob is not None]
+    return sum(logprobs) / len(logprobs) if logprobs else float("-inf")

@@ -1,136 +1,101 @@
-"""Which token comes next: pure functions on logits, and the settings that combine them.
+"""Which token comes next: the one order in which the settings act.
 
-The order is fixed: repetition penalty -> temperature -> top-k -> top-p -> min-p -> a draw. Each filter sets what it
-drops to -inf and judges what the one before it left; the probabilities that a filter looks at are those of the tokens
-still there, and the draw is from those that remain, scaled to a sum of 1. Where logits are equal the lower id comes
-first.
+    guidance -> logit bias -> repetition -> presence and frequency -> no-repeat n-gram -> end tokens -> constraint
+    -> temperature -> top-k -> top-p -> min-p -> typical -> a draw
 
-Rows are independent: `logits_BV` may have any leading shape, and each row draws from its own generator.
+What changes single logits comes first, then the temperature, then the filters, each of which sets what it drops to
+-inf and judges what the one before it left; the draw is from what remains, scaled to a sum of 1. Where logits are equal
+the lower id comes first. docs/sampling.md says where transformers and llama.cpp do the same.
+
+Rows are independent: each has its own generator, and on a CPU is worked on alone, so that its numbers do not depend on
+the batch that it is in. `Chooser` (chooser.py) holds what one answer needs for this; the functions here are pure.
 """
 
-import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
-from typing import Annotated, Any
 
-import numpy as np
 import torch
-from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from tessera.config import Settings, check
-from tessera.errors import InputError, SettingError
+from tessera.generate.filters import greedy, min_p, temperature, top_k, top_p, typical
+from tessera.generate.logits import (
+    Ids,
+    banned,
+    biased,
+    check_logits,
+    occurrence_penalty,
+    repeated_ngrams,
+    repetition_penalty,
+)
+from tessera.generate.rows import Candidates, candidates
+from tessera.generate.settings import Guidance, Mirostat, Sampling
+
+__all__ = [
+    "Guidance",
+    "Mirostat",
+    "Sampling",
+    "draw",
+    "filtered",
+    "prompt_seeds",
+    "row_generators",
+    "sample",
+    "uniform",
+]
 
 
-def _as_tuple(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
+def edited(
+    logits_V: Tensor, sampling: Sampling, previous: Ids | None = None, n_prompt: int = 0, ends: Collection[int] = ()
+) -> Tensor:
+    """The first half of the order, bias to end tokens. `previous` is the prompt, `n_prompt` long, and the answer.
 
-
-class Sampling(Settings):
-    """How to choose the tokens of an answer, and when it ends. The default draws from the model's own distribution."""
-
-    temperature: float = Field(1.0, ge=0.0)
-    """Divides the logits: below 1 is bolder, above 1 is more varied, 0 always takes the most probable token."""
-    top_k: int | None = Field(None, ge=1)
-    """Keep the k most probable tokens."""
-    top_p: float | None = Field(None, gt=0.0, le=1.0)
-    """Keep the fewest most probable tokens whose probabilities add up to p."""
-    min_p: float | None = Field(None, ge=0.0, le=1.0)
-    """Keep the tokens at least p times as probable as the most probable one."""
-    repetition_penalty: float = Field(1.0, gt=0.0)
-    """Above 1 makes tokens that have occurred less probable; 1 is off."""
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    """The same seed gives the same text; none is a new one each time."""
-    max_tokens: int = Field(200, ge=0)
-    """The most tokens to add."""
-    stop: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_as_tuple)] = ()
-    """Texts that end the answer; they are not a part of it."""
-
-    def __init__(self, **settings: Any) -> None:
-        check(type(self), settings)  # here for its SettingError: one line, with the name, the value and what is right
-        super().__init__(**settings)
-
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # inside other settings it is checked once
-
-
-def greedy(logits_BV: Tensor) -> Tensor:
-    """The id of the largest logit in each row."""
-    return logits_BV.argmax(dim=-1)
-
-
-def temperature(logits_BV: Tensor, temperature: float) -> Tensor:
-    """(logits - max) / temperature: the maximum is taken off, which changes no probability, so that none is too
-    small."""
-    if not 0.0 < temperature < math.inf:
-        raise SettingError("temperature", temperature, "a number greater than 0")
-    smallest = torch.finfo(logits_BV.dtype).tiny  # below it the quotient of two zeros would come up
-    return (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / max(temperature, smallest)
-
-
-def top_k(logits_BV: Tensor, k: int) -> Tensor:
-    """Keep exactly the k largest of each row (Fan et al. 2018)."""
-    if k < 1:
-        raise SettingError("top_k", k, "a whole number, 1 or greater")
-    if k >= logits_BV.shape[-1]:
-        return logits_BV
-    least_B1 = logits_BV.topk(k, dim=-1).values[..., -1:]
-    return _keep_first(logits_BV, least_B1, torch.full_like(least_B1, k, dtype=torch.long))
-
-
-def top_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep the fewest largest of each row whose probabilities reach p (nucleus sampling, Holtzman et al. 2020).
-
-    A token is kept if the tokens before it add up to less than p, so that one always is.
+    The repetition penalty and the n-grams see all of it, presence and frequency the answer alone. `ends` may not be
+    drawn before `min_tokens`.
     """
-    if not 0.0 < p <= 1.0:
-        raise SettingError("top_p", p, "a share, greater than 0 and at most 1")
-    if p == 1.0:
-        return logits_BV
-    sorted_BV = _falling(logits_BV)
-    probs_BV = sorted_BV.softmax(dim=-1)
-    before_BV = probs_BV.cumsum(dim=-1) - probs_BV
-    n_kept_B1 = (before_BV < p).sum(dim=-1, keepdim=True)
-    return _keep_first(logits_BV, sorted_BV.gather(-1, n_kept_B1 - 1), n_kept_B1)
+    if sampling.logit_bias:
+        logits_V = biased(logits_V, sampling.logit_bias)
+    previous = () if previous is None else previous
+    if sampling.repetition_penalty != 1.0:
+        logits_V = repetition_penalty(logits_V, previous, sampling.repetition_penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
+        logits_V = occurrence_penalty(logits_V, previous[n_prompt:], presence, frequency)
+    if sampling.no_repeat_ngram is not None:
+        logits_V = banned(logits_V, repeated_ngrams(previous, sampling.no_repeat_ngram))
+    if ends and (sampling.ignore_eos or len(previous) - n_prompt < sampling.min_tokens):
+        logits_V = banned(logits_V, list(ends))
+    return logits_V
 
 
-def min_p(logits_BV: Tensor, p: float) -> Tensor:
-    """Keep those with probability >= p times the largest (Nguyen et al. 2024): logit >= max + log(p)."""
-    if not 0.0 <= p <= 1.0:
-        raise SettingError("min_p", p, "a share, from 0 to 1")
-    if p == 0.0:
-        return logits_BV
-    least_B1 = logits_BV.amax(dim=-1, keepdim=True) + math.log(p)
-    return logits_BV.masked_fill(logits_BV < least_B1, -math.inf)
-
-
-def repetition_penalty(logits_BV: Tensor, previous_BT: Tensor, penalty: float) -> Tensor:
-    """Tokens that have occurred: logit / penalty if it is positive, logit * penalty if not (Keskar et al. 2019, CTRL).
-
-    Once for each token, however often it occurred.
-    """
-    if not 0.0 < penalty < math.inf:
-        raise SettingError("repetition_penalty", penalty, "a number greater than 0")
-    seen_BT = logits_BV.gather(-1, previous_BT)
-    return logits_BV.scatter(-1, previous_BT, torch.where(seen_BT > 0, seen_BT / penalty, seen_BT * penalty))
-
-
-def filtered(logits_BV: Tensor, sampling: Sampling, previous_BT: Tensor | None = None) -> Tensor:
-    """The logits after the penalty, the temperature and the filters; softmax gives what is drawn from."""
-    logits_BV = logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-    _check_logits(logits_BV)
-    if sampling.repetition_penalty != 1.0 and previous_BT is not None:
-        logits_BV = repetition_penalty(logits_BV, previous_BT, sampling.repetition_penalty)
+def shaped(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """The second half of the order: the temperature and the filters; softmax gives what is drawn from."""
+    check_logits(logits_BV)
     if sampling.temperature == 0.0:
         return top_k(logits_BV, 1)
-    logits_BV = temperature(logits_BV, sampling.temperature)
+    if logits_BV.device.type == "cpu":
+        rows = [torch.from_numpy(candidates(row, sampling).row()) for row in logits_BV.detach().numpy()]
+        return torch.stack(rows)
+    return shaped_together(logits_BV, sampling)
+
+
+def shaped_together(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """`shaped` for all rows at once, and a temperature that is not 0."""
+    if sampling.temperature != 1.0:
+        logits_BV = temperature(logits_BV, sampling.temperature)
     if sampling.top_k is not None:
         logits_BV = top_k(logits_BV, sampling.top_k)
     if sampling.top_p is not None:
         logits_BV = top_p(logits_BV, sampling.top_p)
     if sampling.min_p is not None:
         logits_BV = min_p(logits_BV, sampling.min_p)
+    if sampling.typical is not None:
+        logits_BV = typical(logits_BV, sampling.typical)
     return logits_BV
+
+
+def filtered(logits_BV: Tensor, sampling: Sampling, previous_BT: Tensor | None = None, *, n_prompt: int = 0) -> Tensor:
+    """The logits that are drawn from, of rows with the same settings: `edited`, then `shaped`."""
+    return shaped(_edited_rows(logits_BV, sampling, previous_BT, n_prompt), sampling)
 
 
 def sample(
@@ -138,13 +103,38 @@ def sample(
     sampling: Sampling,
     generators: Sequence[torch.Generator],
     previous_BT: Tensor | None = None,
+    *,
+    n_prompt: int = 0,
 ) -> Tensor:
-    """The next id of each row. `generators` has one for each row; `previous_BT` is what the penalty looks at."""
-    if sampling.temperature == 0.0 and sampling.repetition_penalty == 1.0:
-        _check_logits(logits_BV)
-        return greedy(logits_BV)
-    logits_BV = filtered(logits_BV, sampling, previous_BT)
-    return greedy(logits_BV) if sampling.temperature == 0.0 else draw(logits_BV, generators)
+    """The next id of each row. `generators` has one for each row; `previous_BT` is what the penalties look at."""
+    return pick(_edited_rows(logits_BV, sampling, previous_BT, n_prompt), sampling, generators)
+
+
+def pick(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
+    """The next id of each row of logits that are `edited`: `shaped`, and a draw."""
+    check_logits(logits_BV)
+    on_cpu = logits_BV.device.type == "cpu"
+    if sampling.temperature == 0.0:
+        return torch.from_numpy(logits_BV.detach().numpy().argmax(axis=-1)) if on_cpu else greedy(logits_BV)
+    if on_cpu:
+        rows = zip(logits_BV.detach().numpy(), generators, strict=True)
+        return torch.tensor([candidates(row, sampling).pick(uniform(generator)) for row, generator in rows])
+    return draw(shaped_together(logits_BV, sampling), generators)
+
+
+def _edited_rows(logits_BV: Tensor, sampling: Sampling, previous_BT: Tensor | None, n_prompt: int) -> Tensor:
+    logits_BV = in_float32(logits_BV)
+    check_logits(logits_BV)
+    if not sampling.logit_bias and not sampling.looks_back:
+        return logits_BV
+    before = [()] * len(logits_BV) if previous_BT is None else previous_BT.cpu().numpy()
+    rows = zip(logits_BV, before, strict=True)
+    return torch.stack([edited(row_V, sampling, previous, n_prompt) for row_V, previous in rows])
+
+
+def in_float32(logits_BV: Tensor) -> Tensor:
+    """In float32 at least, in which sampling is done."""
+    return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
 
 
 def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -152,13 +142,25 @@ def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
 
     One number is taken from a row's generator a draw, whatever the vocabulary and the device.
     """
-    uniform_B1 = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in generators])
+    uniforms = [uniform(generator) for generator in generators]
+    if logits_BV.device.type == "cpu":
+        rows = zip(logits_BV.detach().numpy(), uniforms, strict=True)
+        return torch.tensor([Candidates(row).pick(uniform) for row, uniform in rows])
+    return drawn_together(logits_BV, uniforms)
+
+
+def drawn_together(logits_BV: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """`draw` for all rows at once."""
+    uniform_B1 = torch.tensor(uniforms, dtype=torch.float64, device=logits_BV.device)[:, None]
     cumulative_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).double().exp_().cumsum(dim=-1)
     total_B1 = cumulative_BV[..., -1:]
-    # A product with a number just below 1 can round up to the total, which no cumulative probability exceeds.
-    below_B1 = torch.nextafter(total_B1, torch.zeros_like(total_B1))
-    target_B1 = torch.minimum(uniform_B1.to(total_B1.device) * total_B1, below_B1)
+    target_B1 = torch.minimum(uniform_B1 * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
     return torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)
+
+
+def uniform(generator: torch.Generator) -> float:
+    """The next number of a row's stream, from 0 to below 1."""
+    return float(torch.rand((), generator=generator, dtype=torch.float64))
 
 
 def row_generators(seed: int | None, n: int) -> list[torch.Generator]:
@@ -178,28 +180,3 @@ def _seeds(what: str, seed: int | None, n: int) -> list[int]:
     seed = secrets.randbits(63) if seed is None else seed
     keys = (f"{what}{seed}:{number}".encode() for number in range(n))
     return [int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> 1 for key in keys]
-
-
-def _keep_first(logits_BV: Tensor, least_B1: Tensor, n_kept_B1: Tensor) -> Tensor:
-    """The `n_kept_B1` largest of each row, of which the least is `least_B1`; of those equal to it, the lowest ids."""
-    above_BV, equal_BV = logits_BV > least_B1, logits_BV == least_B1
-    room_B1 = n_kept_B1 - above_BV.sum(dim=-1, keepdim=True)
-    kept_BV = above_BV | (equal_BV & (equal_BV.cumsum(dim=-1) <= room_B1))
-    return logits_BV.masked_fill(~kept_BV, -math.inf)
-
-
-def _falling(logits_BV: Tensor) -> Tensor:
-    """Each row sorted, largest first; on a CPU by NumPy, ten times as fast as PyTorch at values without ids."""
-    if logits_BV.device.type == "cpu" and logits_BV.dtype in (torch.float32, torch.float64):
-        return torch.from_numpy(np.sort(logits_BV.detach().numpy(), axis=-1)).flip(-1)
-    return logits_BV.sort(dim=-1, descending=True).values
-
-
-def _check_logits(logits_BV: Tensor) -> None:
-    """NaN and +inf come out as the maximum of their row, and so does -inf if there is nothing else."""
-    largest_B = logits_BV.amax(dim=-1)
-    if torch.isfinite(largest_B).all():
-        return
-    if torch.isneginf(largest_B).any():
-        raise InputError("no token is left to choose from: every logit of a row is -inf")
-    raise InputError("the model's logits are not finite (NaN or infinity): its weights are damaged or have diverged")

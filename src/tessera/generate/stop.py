@@ -22,6 +22,8 @@ def n_held(text: str, stops: Sequence[str]) -> int:
 class StopFilter:
     """Takes pieces of text, gives back what is certainly not a part of a stop text.
 
+    A piece is any number of whole characters: `Tokenizer.stream` keeps the bytes of a character together.
+
     >>> stream = StopFilter(["END"])
     >>> [stream.push(piece) for piece in ["one E", "N", "E EN", "D two"]], stream.stopped
     (['one ', '', 'ENE ', ''], True)
@@ -29,19 +31,31 @@ class StopFilter:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self.stops = stops
-        self.stopped = False
+        self.found: str | None = None
+        """The stop text that ended it."""
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text is complete."""
+        return self.found is not None
 
     def push(self, piece: str) -> str:
         """What may be shown now; nothing more once `stopped`."""
+        if not self.stops:
+            return piece
         if self.stopped:
             return ""
         text = self._held + piece
         at = find_stop(text, self.stops)
-        self.stopped = at is not None
-        end = len(text) - n_held(text, self.stops) if at is None else at
-        self._held = "" if self.stopped else text[end:]
-        return text[:end]
+        if at is None:
+            at = len(text) - n_held(text, self.stops)
+            self._held = text[at:]
+        else:
+            # Of those that begin there the shortest was complete first.
+            self.found = min((stop for stop in self.stops if text.startswith(stop, at)), key=len)
+            self._held = ""
+        return text[:at]
 
     def finish(self) -> str:
         """What was held back, now that nothing follows."""

@@ -5,6 +5,8 @@ One class covers multi-head (n_kv_heads = n_heads), grouped-query (fewer) and mu
 are made from one short vector a token.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -111,6 +113,20 @@ class GroupedQueryAttention(nn.Module):
         q_BTHK = position.rotate(self.query_norm(q_BTE.view(B, T, self.n_heads, self.d_head)), flow)
         k_BTGK = position.rotate(self.key_norm(k_BTE.view(B, T, self.n_kv_heads, self.d_head)), flow)
         v_BTGK = self._mixed(v_BTE.view(B, T, self.n_kv_heads, self.d_head), flow)
+        if cache is None:
+            return self.output(self._gathered(position, flow, None, q_BTHK, k_BTGK, v_BTGK))
+        return self.output(cache.through(partial(self._gathered, position), flow, q_BTHK, k_BTGK, v_BTGK))
+
+    def _gathered(
+        self,
+        position: Position,
+        flow: Flow,
+        cache: LayerCache | None,
+        q_BTHK: Tensor,
+        k_BTGK: Tensor,
+        v_BTGK: Tensor,
+    ) -> Tensor:
+        """What the heads gather, side by side, (B, T, H K); a cache has the tokens before, and takes these."""
         k_BGSK, v_BGSK = k_BTGK.transpose(1, 2), v_BTGK.transpose(1, 2)
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(k_BGSK, v_BGSK)
@@ -127,7 +143,7 @@ class GroupedQueryAttention(nn.Module):
             sinks_H=self.sinks,
             documents_BS=flow.documents_BT,
         )
-        return self.output(y_BHTK.transpose(1, 2).reshape(B, T, -1))
+        return y_BHTK.transpose(1, 2).flatten(2)
 
     def _mixed(self, v_BTGK: Tensor, flow: Flow) -> Tensor:
         """The values with those of the first layer in them, if they are wanted."""

@@ -4,10 +4,18 @@ All memory is taken once, at the length that will be needed; appending copies th
 view of everything so far. A sliding window masks old rows, it does not free them.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from tessera.errors import InputError
+from tessera.model.flow import Flow
+
+Attend = Callable[..., Tensor]
+"""`attend(flow, cache, *parts_BT)`: what an attention layer gathers, (B, T, width), from a cache that takes the new
+tokens with `append`. Each part has a row for each token: queries, keys, values."""
 
 
 class LayerCache:
@@ -30,6 +38,11 @@ class LayerCache:
         self.length = 0
 
     @property
+    def memory(self) -> tuple[Tensor, Tensor]:
+        """All of it, (B, heads, S, width of keys) and (B, heads, S, width of values)."""
+        return self._keys_BGSK, self._values_BGSK
+
+    @property
     def capacity(self) -> int:
         return self._keys_BGSK.shape[2]
 
@@ -46,6 +59,10 @@ class LayerCache:
         self.length = end
         return self._keys_BGSK[:, :, :end], self._values_BGSK[:, :, :end]
 
+    def through(self, attend: Attend, flow: Flow, *parts_BT: Tensor) -> Tensor:
+        """What a layer gathers for these tokens: one call, as all rows go on at the same position."""
+        return attend(flow, self, *parts_BT)
+
     def take(self, rows_B: Tensor) -> None:
         """Hold the rows of these numbers, in this order; one may be taken several times."""
         self._keys_BGSK, self._values_BGSK = self._keys_BGSK[rows_B], self._values_BGSK[rows_B]
@@ -57,9 +74,14 @@ class Cache:
     `ids_BS` is room for the tokens themselves, for an embedding that looks back at them.
     """
 
-    def __init__(self, layers: list[LayerCache], ids_BS: Tensor | None = None) -> None:
+    def __init__(self, layers: Sequence[LayerCache], ids_BS: Tensor | None = None) -> None:
         self.layers = layers
         self._ids_BS = ids_BS
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it holds the tokens themselves."""
+        return self._ids_BS is not None
 
     @property
     def length(self) -> int:
@@ -75,6 +97,10 @@ class Cache:
     def n_bytes(self) -> int:
         ids = 0 if self._ids_BS is None else self._ids_BS.numel() * self._ids_BS.element_size()
         return ids + sum(layer.n_bytes for layer in self.layers)
+
+    def embedded(self, embedding: Any, ids_BT: Tensor, flow: Flow) -> Tensor:
+        """The vectors of the tokens, (B, T, D), by an embedding that may look back at those that are in the cache."""
+        return embedding(ids_BT, flow, self.tokens_before(ids_BT, embedding.n_before))
 
     def tokens_before(self, ids_BT: Tensor, n: int) -> Tensor | None:
         """The last `n` tokens, or all if there are fewer, before `ids_BT`, which are noted; None if none are kept."""

@@ -127,6 +127,11 @@ class Decoder(nn.Module):
         return self.embedding.weight if self.head is None else self.head.weight
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.parameters()).device
+
+    @property
     def n_params(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())
 
@@ -135,7 +140,7 @@ class Decoder(nn.Module):
         length = self.context if length is None else length
         if not 0 < length <= self.context:
             raise InputError(f"a cache of {length} tokens for a model whose context is {self.context}")
-        weight = self.embedding.weight
+        weight = next(self.parameters())
         attentions: list[Any] = [block.attention for block in self.blocks]
         looks_back = self.embedding.n_before > 0
         ids_BS = torch.empty(batch_size, length, dtype=torch.long, device=weight.device) if looks_back else None
@@ -154,13 +159,12 @@ class Decoder(nn.Module):
         says which document each is in, and hears what the pieces have to say.
         """
         start = 0 if cache is None else cache.length
-        self._check_ids(ids_BT, start)
+        self._check_ids(ids_BT, start, flow)
         flow = Flow.of(ids_BT, start) if flow is None else flow
         if cache is not None and flow.documents_BT is not None:
             raise InputError("several documents in a row cannot be cached: give each a row of its own")
         with _gradients(cache):
-            before_BN = None if cache is None else cache.tokens_before(ids_BT, self.embedding.n_before)
-            x_BTD = self.embedding(ids_BT, flow, before_BN)
+            x_BTD = self.embedding(ids_BT, flow) if cache is None else cache.embedded(self.embedding, ids_BT, flow)
             if self.embedding_scale != 1.0:
                 x_BTD = x_BTD * self.embedding_scale
             for position in self.positions:
@@ -201,16 +205,18 @@ class Decoder(nn.Module):
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         """What the head makes of hidden states: logits over the vocabulary, without its padding, under the cap."""
-        logits_BTV = (h_BTD @ self.head_weight.T)[..., : self.n_vocab]
+        scores_BTV = self.embedding.scores(h_BTD) if self.head is None else self.head(h_BTD)
+        logits_BTV = scores_BTV[..., : self.n_vocab]
         cap = self.logit_cap
         return logits_BTV if cap is None else cap * torch.tanh(logits_BTV / cap)
 
     def loss(self, h_BTD: Tensor, targets_BT: Tensor, *, reduction: Reduction = "mean", **options: Any) -> Tensor:
         """`linear_cross_entropy` of the head: as from `logits(h_BTD)`, without ever holding all of them."""
-        n_vocab = None if self.n_vocab == len(self.head_weight) else self.n_vocab
+        weight_VD = self.head_weight
+        n_vocab = None if self.n_vocab == len(weight_VD) else self.n_vocab
         return linear_cross_entropy(
             h_BTD.flatten(0, -2),
-            self.head_weight,
+            weight_VD,
             targets_BT.flatten(),
             reduction=reduction,
             logit_cap=self.logit_cap,
@@ -234,10 +240,10 @@ class Decoder(nn.Module):
         for block in (*self.blocks, *self.future):
             block.feed_forward.passed_over()
 
-    def _check_ids(self, ids_BT: Tensor, start: int) -> None:
+    def _check_ids(self, ids_BT: Tensor, start: int, flow: Flow | None) -> None:
         if ids_BT.ndim != 2 or 0 in ids_BT.shape:
             raise InputError(f"token ids of shape {tuple(ids_BT.shape)}: expected (batch, time), neither of them empty")
-        end = start + ids_BT.shape[1]
+        end = start + ids_BT.shape[1] if flow is None else flow.end
         if end > self.context:
             raise InputError(f"{end} tokens are longer than the model's context of {self.context}")
         # Reading a value back from a GPU would make every step wait, and index_select checks there by itself.

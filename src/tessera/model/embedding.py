@@ -29,6 +29,10 @@ class TableEmbedding(Embedding):
         """The vectors (B, T, d_model). `before_BN`: the tokens that a cache holds before these, the newest last."""
         return super().forward(ids_BT)
 
+    def scores(self, h_BTD: Tensor) -> Tensor:
+        """The product of hidden states and each row, (B, T, rows): what a head says whose table this is."""
+        return h_BTD @ self.weight.T
+
 
 def ngram_keys(ids_BT: Tensor, base: int, orders: Sequence[int], flow: Flow | None, before_BN: Tensor | None) -> Tensor:
     """A number for the last n tokens at each place, (len(orders), B, T): their ids + 1 as digits to the base, modulo

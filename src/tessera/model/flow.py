@@ -51,6 +51,11 @@ class Flow:
                 raise InputError("several documents in a row cannot go on from a cache")
         return cls(start=start, length=ids_BT.shape[1], documents_BT=documents_BT)
 
+    @property
+    def end(self) -> int:
+        """The position after the last one."""
+        return self.start + self.length
+
     @cached_property
     def places(self) -> Tensor | None:
         """The position of each token in its own document; None where they are `start`, `start` + 1, ... in each row.

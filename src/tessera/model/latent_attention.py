@@ -13,6 +13,8 @@ head attends to the same rows (as in multi-query attention), and what it gathers
 cheapest for a few queries and a long past, because no cached row is expanded.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -104,8 +106,23 @@ class MultiHeadLatentAttention(nn.Module):
         rope_BTHR = position.rotate(rope_BTHR, flow)
         latent_BTL = self.latent_norm(self.latent(x_BTD))
         key_BTR = position.rotate(self.rotated_key(x_BTD).view(B, T, 1, self.d_rope), flow).squeeze(2)
+        parts = (nope_BTHN, rope_BTHR, latent_BTL, key_BTR)
         if cache is None:
-            return self._expanded(nope_BTHN, rope_BTHR, latent_BTL, key_BTR, position, flow)
+            return self.output(self._expanded(*parts, position, flow))
+        return self.output(cache.through(partial(self._cached, position), flow, *parts))
+
+    def _cached(
+        self,
+        position: Position,
+        flow: Flow,
+        cache: LayerCache,
+        nope_BTHN: Tensor,
+        rope_BTHR: Tensor,
+        latent_BTL: Tensor,
+        key_BTR: Tensor,
+    ) -> Tensor:
+        """What the heads gather from the cache, these tokens added to it."""
+        T = latent_BTL.shape[1]
         rows_BTJ = torch.cat((latent_BTL, key_BTR), dim=-1)
         rows_BSJ = cache.append(rows_BTJ[:, None], rows_BTJ[:, None, :, :0])[0].squeeze(1)
         if self._absorbs(T, rows_BSJ.shape[1]):
@@ -139,7 +156,7 @@ class MultiHeadLatentAttention(nn.Module):
         v_BSHV = self.value_up(latent_BSL).view(B, S, H, self.d_value)
         q_BTHK = torch.cat((nope_BTHN, rope_BTHR), dim=-1)
         y_BHTV = self._attend(q_BTHK, k_BSHK.transpose(1, 2), v_BSHV.transpose(1, 2), position, flow)
-        return self.output(y_BHTV.transpose(1, 2).flatten(2))
+        return y_BHTV.transpose(1, 2).flatten(2)
 
     def _absorbed(
         self, nope_BTHN: Tensor, rope_BTHR: Tensor, rows_BSJ: Tensor, position: Position, flow: Flow
@@ -150,7 +167,7 @@ class MultiHeadLatentAttention(nn.Module):
         q_BTHJ = torch.cat((torch.einsum("bthn,hnl->bthl", nope_BTHN, up_HNL), rope_BTHR), dim=-1)
         rows_B1SJ = rows_BSJ[:, None]
         y_BHTL = self._attend(q_BTHJ, rows_B1SJ, rows_B1SJ[..., : self.d_latent], position, flow)
-        return self.output(torch.einsum("bhtl,hvl->bthv", y_BHTL, down_HVL).flatten(2))
+        return torch.einsum("bhtl,hvl->bthv", y_BHTL, down_HVL).flatten(2)
 
     def _attend(self, q_BTHK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, position: Position, flow: Flow) -> Tensor:
         return attention(

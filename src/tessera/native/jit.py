@@ -1,14 +1,15 @@
 """The compiler: numba, with machine code that is kept between processes in the user's cache folder.
 
 `compiled` is for functions that work on addresses and plain numbers: they run without the GIL and check nothing. Their
-code is stored under a stamp of all sources in their folder, the one above it and this one, as a function holds the code
-and the constants of what it uses. What cannot be read from the cache is compiled anew. Where nothing can be written
-nothing is kept, but what lies there already is used.
+code is stored under a stamp of their module and of all modules of this package that it imports, at first or at second
+hand, as a function holds the code and the constants of what it uses. What cannot be read from the cache is compiled
+anew. Where nothing can be written nothing is kept, but what lies there already is used.
 """
 
 import hashlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -20,6 +21,9 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 
 log = logging.getLogger("tessera.native")
+ROOT = Path(__file__).parents[2]
+"""Where the package lies."""
+IMPORT = re.compile(rb"^from (tessera[\w.]*) import (\([^)]*\)|.*)|^import (tessera[\w.]*)", re.MULTILINE)
 
 
 def cache_folder() -> Path:
@@ -53,18 +57,34 @@ def _say_not_kept(folder: Path) -> None:
 
 
 @cache
-def _stamp(folder: Path) -> str:
-    """The sha256 of the sources that a function of `folder` may be made of."""
+def source_stamp(source: Path) -> str:
+    """The sha256 of what the compiled functions of a module may be made of: it, and all that it imports from here."""
+    found, left = {source}, [source]
+    while left:
+        new = _imported(left.pop()) - found
+        found |= new
+        left += new
     digest = hashlib.sha256()
-    for place in (folder, folder.parent, Path(__file__).parent):
-        for source in sorted(place.glob("*.py")):
-            digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    for each in sorted(found):
+        digest.update(each.name.encode() + b"\0" + each.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def _imported(source: Path) -> frozenset[Path]:
+    """The modules of this package that a module imports; what is imported from a package may be a module itself."""
+    names = set()
+    for package, what, alone in IMPORT.findall(source.read_bytes()):
+        place = (package or alone).decode()
+        names |= {place, *(f"{place}.{name}" for name in re.findall(r"\w+", what.decode()))}
+    places = [ROOT.joinpath(*name.split(".")) for name in names]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return frozenset(file for file in files if file.is_file())
 
 
 class _Locator(_CacheLocator):
     def __init__(self, source: Path) -> None:
-        self._stamp = _stamp(source.parent)
+        self._stamp = source_stamp(source)
         self._folder = cache_folder() / self._stamp[:16]
 
     @classmethod
@@ -101,7 +121,7 @@ class _Cache(FunctionCache):
             with suppress(OSError):  # what can be written gets a new index, as a damaged one would keep all out
                 self.flush()
         if found is None:
-            _say_compiling(self._folder)
+            _say_compiling(cache_folder())
         return found
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -109,12 +129,7 @@ class _Cache(FunctionCache):
             super().save_overload(sig, data)
         except Exception as error:  # the system's, or what a pickle that is damaged meanwhile raises
             log.info("the compiled code of %s is not kept (%r)", self._name, error)
-            _say_not_kept(self._folder)
-
-    @property
-    def _folder(self) -> Path:
-        """The user's, which has one folder of many functions for each stamp."""
-        return Path(self.cache_path).parent
+            _say_not_kept(cache_folder())
 
 
 def compiled(function: Callable[..., Any]) -> Any:

@@ -36,8 +36,8 @@ def attention(
     nearest (itself included) and the first `window_keeps`, `documents_BS` those of the query's own document (a number
     for each key; those of the queries are the last T). `scale` is K^-0.5 if None. `score_cap` c: scores are
     c tanh(score / c), before the bias. `sinks_H`: one more score a head in the softmax's denominator, with no value.
-    `share_dropped` of the weights are dropped. An `InputError` for shapes that do not fit, and for a bias that hides a
-    token from itself.
+    `share_dropped` of the weights are dropped. An `InputError` for shapes that do not fit and, on a CPU, for a
+    bias that hides a token from itself.
     """
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
     q_BHTK, k_BGSK, v_BGSK = (as_multiplied(x) for x in (q_BHTK, k_BGSK, v_BGSK))

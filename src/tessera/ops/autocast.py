@@ -4,15 +4,20 @@ import torch
 from torch import Tensor
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for tensors that are where `x` is; it knows no tensors without numbers."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def as_multiplied(x: Tensor) -> Tensor:
     """`x` in the type that a product under autocast takes; itself where autocast is off.
 
     Autocast casts what it meets at every product: what several of them read is cast once by this.
     """
-    device = x.device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not autocasts(x) or x.dtype == torch.float64:
         return x
-    return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

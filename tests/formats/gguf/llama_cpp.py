@@ -14,7 +14,7 @@ CHILD = """
 import json, sys, urllib.request
 import xllamacpp
 
-path, n_vocab, printable = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+path, n_probs, printable = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 asked = json.load(sys.stdin)
 params = xllamacpp.CommonParams()
 params.model.path, params.n_ctx, params.n_parallel, params.warmup = path, 256, 1, False
@@ -23,7 +23,7 @@ server = xllamacpp.Server(params)
 
 def next_logs(ids):
     # The log-probabilities come with a token of text; which one it is does not change them.
-    wanted = {"n_predict": 1, "temperature": 0, "n_probs": n_vocab, "logit_bias": [[printable, 1000]]}
+    wanted = {"n_predict": 1, "temperature": 0, "n_probs": n_probs, "logit_bias": [[printable, 1000]]}
     found = server.handle_completions({"prompt": ids, "cache_prompt": True, **wanted})
     found = json.loads(found) if isinstance(found, str) else found
     shown = found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
@@ -58,14 +58,15 @@ def ask(
     first: int = 1,
     texts: list[str] | None = None,
     printable: int = ord("A"),
+    n_best: int | None = None,
 ) -> Answer:
     """What follows each beginning of `ids` from `first` tokens on, and how the texts are cut.
 
-    `printable` is the id of a token that is text.
+    `printable` is the id of a token that is text. `n_best`: only of so many likeliest tokens, the others have -inf.
     """
     asked = {"ids": [ids] if ids else [], "first": first, "texts": texts or []}
     done = subprocess.run(
-        [sys.executable, "-c", CHILD, str(path), str(n_vocab), str(printable)],
+        [sys.executable, "-c", CHILD, str(path), str(n_best or n_vocab), str(printable)],
         input=json.dumps(asked),
         capture_output=True,
         text=True,

@@ -5,8 +5,9 @@ what it cannot hold. The first that loses nothing is taken.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from tessera.errors import FormatError, SettingError
 from tessera.formats.families.filled import Filled, fill
-from tessera.formats.families.links import Link, expected_shapes
+from tessera.formats.families.links import Joined, Link, expected_shapes
 from tessera.formats.gguf.architecture import Architecture, scaling_of
 from tessera.formats.gguf.keys import Keys
+from tessera.formats.gguf.names import Regrouped
 from tessera.formats.gguf.opening import ARCHITECTURES
 from tessera.formats.gguf.rope import FREQUENCIES, llama3_divisors, usual_gain
 from tessera.formats.gguf.values import Value
 from tessera.formats.gguf.vocabulary_out import write_vocabulary
 from tessera.formats.gguf.writer import Outgoing, write_gguf
+from tessera.formats.source import Blocks
 from tessera.model.decoder import DecoderSettings
 from tessera.model.rope_scaling import ROPE_SCALINGS
 from tessera.tokenizers import Tokenizer
@@ -40,10 +43,12 @@ def export_gguf(
     path: str | Path,
     *,
     dtype: str = "fp32",
+    blocks: Blocks | None = None,
 ) -> list[str]:
     """Write the file; returns what the user should hear. A `SettingError` names what no architecture can hold.
 
-    `dtype` is fp32, fp16, bf16, q8_0, q4_0 or q4_1: that of all matrices whose rows are a multiple of its block.
+    `dtype` is fp32, fp16, bf16, q8_0, q4_0 or q4_1: that of all matrices whose rows are a multiple of its block,
+    but for those that `blocks` has: they are written as they are.
     """
     path = Path(path)
     held = {
@@ -62,7 +67,7 @@ def export_gguf(
         **{f"{architecture.name}.{key}": value for key, value in entries.items()},
         **vocabulary.entries,
     }
-    outgoing = [_outgoing(link, held) for link in links] + _frequencies(filled)
+    outgoing = [_outgoing(link, held, blocks) for link in links] + _frequencies(filled)
     notes = write_gguf(path, metadata, outgoing, dtype=dtype)
     left = (
         []
@@ -166,9 +171,26 @@ def _without(filled: Filled, setting: str) -> Filled:
     return replace(filled, layers=layers)
 
 
-def _outgoing(link: Link, held: Mapping[str, Tensor]) -> Outgoing:
+def _outgoing(link: Link, held: Mapping[str, Tensor], blocks: Blocks | None) -> Outgoing:
     ((name, shape),) = expected_shapes(link).items()
-    return Outgoing(name, shape, lambda: link.give([held[ours] for ours in link.ours])[0])
+    kind, make = _stored(link, blocks) or (None, lambda: link.give([held[ours] for ours in link.ours])[0])
+    return Outgoing(name, shape, make, kind)
+
+
+def _stored(link: Link, blocks: Blocks | None) -> tuple[str, Callable[[], Tensor]] | None:
+    """The kind of the blocks that ours are, and what puts them together, where rows change their places only."""
+    if blocks is None or type(link) not in (Link, Regrouped, Joined):
+        return None
+    found = [blocks(ours) for ours in link.ours]
+    kinds = {each[0] if each is not None else None for each in found}
+    if len(kinds) != 1 or None in kinds:
+        return None
+
+    def make() -> Tensor:
+        heights = [prod(shape[:-1]) for shape in link.shapes]  # without the padding of a vocabulary
+        return link.give([each[1]()[:rows] for each, rows in zip(found, heights, strict=True) if each is not None])[0]
+
+    return str(kinds.pop()), make
 
 
 def _divisors(filled: Filled) -> Tensor | None:

@@ -1,5 +1,6 @@
 """A GGUF file as a model of ours: its settings, its tokenizer, and its tensors by our names."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tessera.formats.gguf.deepseek import DEEPSEEK2
 from tessera.formats.gguf.gemma import GEMMA2, GEMMA3
 from tessera.formats.gguf.keys import Keys
 from tessera.formats.gguf.llama import GPT2, LLAMA, QWEN2, QWEN3
+from tessera.formats.gguf.names import Regrouped
 from tessera.formats.gguf.reader import GgufFile, read_gguf
 from tessera.formats.gguf.rope import FREQUENCIES
 from tessera.formats.gguf.vocabulary import read_vocabulary
@@ -50,6 +52,13 @@ def open_gguf(path: str | Path) -> ModelSource:
         link, which = places[name]
         return link.take(which, fetch, dtype)
 
+    def blocks(name: str) -> tuple[str, Callable[[], Tensor]] | None:
+        link, _ = places[name]
+        if type(link) not in (Link, Regrouped):
+            return None
+        kind = file.tensors[link.theirs[0]].kind.name
+        return kind, lambda: link.take(0, lambda theirs, dtype, out=None: file.raw(theirs), torch.uint8)
+
     return ModelSource(
         family="mixtral" if keys.get("expert_count") and architecture is LLAMA else architecture.name,
         settings=settings,
@@ -59,6 +68,7 @@ def open_gguf(path: str | Path) -> ModelSource:
         read=read,
         path=file.path,
         notes=[*keys.notes, *vocabulary.notes],
+        blocks=blocks,
     )
 
 

@@ -78,6 +78,16 @@ class GgufFile:
                     store(begin, dequantize(info.kind, content))
         return out
 
+    def raw(self, name: str) -> Tensor:
+        """The bytes of the tensor `name`, (rows, bytes of a row), in memory of its own."""
+        info = self.tensors[name]
+        out = np.empty((info.n_numbers // info.shape[-1], info.n_bytes * info.shape[-1] // info.n_numbers), np.uint8)
+        with _opened(self.path) as file:
+            file.seek(info.start)
+            if file.readinto(out.data) != info.n_bytes:
+                raise FormatError(self.path, f"it ends within the tensor {name!r}")
+        return torch.from_numpy(out)
+
 
 def _writer_into(out: Tensor) -> Callable[[int, np.ndarray], None]:
     """Puts float32 numbers into `out` from a place on. By numpy where it can: the parts are small, and torch would wake

@@ -70,9 +70,9 @@ class _Table:
         self.notes: list[str] = []
         self.tokens: list[str] = self._array("tokens", n_vocab, list)
         self.types: list[int] = self._array("token_type", n_vocab, np.ndarray, [NORMAL] * n_vocab)
-        for place, kind in enumerate(self.types):
-            if kind not in (CONTROL, *ROLES):
-                raise FormatError(self.path, f"token {place} is of type {kind}: expected 1 to 6")
+        if unknown := {*self.types} - {CONTROL, *ROLES}:
+            place = next(place for place, kind in enumerate(self.types) if kind in unknown)
+            raise FormatError(self.path, f"token {place} is of type {self.types[place]}: expected 1 to 6")
         purposes = ("bos", "eos", "eot", "eom", "unknown", "padding")
         self.ids = {name: found for name in purposes if (found := self._id(name)) is not None}
         for purpose in ("bos", "eos", "eot", "eom"):
@@ -201,7 +201,7 @@ _NAMED = {"begin": "bos", "end": "eos", "pad": "padding"}
 
 
 def _all_text(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
+    return {*map(type, values)} <= {str}
 
 
 def _text(token: str, kind: int) -> str:

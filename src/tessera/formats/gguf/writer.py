@@ -38,6 +38,8 @@ class Outgoing:
     name: str
     shape: tuple[int, ...]
     make: Callable[[], Tensor]
+    stored: str | None = None
+    """The type of the blocks that `make` gives as bytes, (rows, bytes of a row), where it gives no numbers."""
 
 
 def kind_for(name: str, shape: Sequence[int], dtype: str) -> Kind:
@@ -54,7 +56,7 @@ def kind_for(name: str, shape: Sequence[int], dtype: str) -> Kind:
 def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Outgoing], *, dtype: str) -> list[str]:
     """Write the file `path`, which must not exist, whole or not at all; the lines to say name what could not be written
     as `dtype`."""
-    kinds = [kind_for(tensor.name, tensor.shape, dtype) for tensor in tensors]
+    kinds = [KINDS[each.stored] if each.stored else kind_for(each.name, each.shape, dtype) for each in tensors]
     given = {
         **metadata,
         "general.alignment": ALIGNMENT,
@@ -63,7 +65,9 @@ def write_gguf(path: Path, metadata: Mapping[str, Value], tensors: Sequence[Outg
     }
     with new_file(path) as temporary:
         write_new(temporary, _content(given, tensors, kinds, dtype))
-    fallen = [tensor for tensor, kind in zip(tensors, kinds, strict=True) if kind.name not in (DTYPES[dtype], "f32")]
+    as_said = (DTYPES[dtype], "f32")
+    pairs = zip(tensors, kinds, strict=True)
+    fallen = [tensor for tensor, kind in pairs if tensor.stored is None and kind.name not in as_said]
     if not fallen:
         return []
     first = fallen[0]
@@ -92,6 +96,12 @@ def _content(
 
 def _tensor_content(tensor: Outgoing, kind: Kind, dtype: str) -> Iterator[Buffer]:
     made = tensor.make()
+    if tensor.stored is not None:
+        content = made.contiguous().numpy()
+        assert content.nbytes == prod(tensor.shape) // kind.block * kind.size, tensor.name
+        yield content.data
+        yield bytes(_aligned(content.nbytes) - content.nbytes)
+        return
     assert tuple(made.shape) == tensor.shape, f"{tensor.name}: {tuple(made.shape)}, not {tensor.shape}"
     flat = made.detach().reshape(-1)
     written = 0

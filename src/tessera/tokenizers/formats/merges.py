@@ -8,6 +8,7 @@ it, and it is only ever found as a whole piece.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 from tessera.errors import FormatError
 from tessera.tokenizers.bpe import Pair
@@ -30,7 +31,7 @@ def recover_merges(ranks: Mapping[bytes, int], likely: Iterable[Pair] = ()) -> t
     others = dict(ranks)
     there = {token[0] for token in ranks if len(token) == 1}
     trial = _Trial(ranks, likely)
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+    for token, rank in sorted(ranks.items(), key=itemgetter(1)):
         if len(token) < 2:
             continue
         if not there.issuperset(token):  # the vocabulary lacks one of its bytes, so nothing builds it up
@@ -63,37 +64,38 @@ class _Trial:
         self._ranks = ranks
         self._tokens = {rank: token for token, rank in ranks.items()}
         self._parts: dict[int, Pair] = {}
-        self._bytes = {rank for token, rank in ranks.items() if len(token) == 1}
-        last_byte = max(self._bytes, default=-1)
+        self._known = {rank for token, rank in ranks.items() if len(token) == 1}
+        """The bytes, and what can be taken apart."""
+        tokens, last_byte = self._tokens, max(self._known, default=-1)
         self._likely = {
             rank: pair
             for pair in likely
-            if max(*pair, last_byte) < (rank := ranks[self._tokens[pair[0]] + self._tokens[pair[1]]])
+            if pair[0] < (rank := ranks[tokens[pair[0]] + tokens[pair[1]]]) > pair[1] and rank > last_byte
         }
 
     def keep(self, rank: int, pair: Pair) -> None:
         """What a token is joined from: those that hold it may be tried, if it comes after its parts and the bytes, and
         its parts can be taken apart as well."""
-        if rank in self._likely and max(pair) < rank and self._are_known(pair):
+        if rank in self._likely and max(pair) < rank and self._known.issuperset(pair):
             self._parts[rank] = pair
-
-    def _are_known(self, pair: Pair) -> bool:
-        return all(part in self._bytes or part in self._parts for part in pair)
+            self._known.add(rank)
 
     def pair_of(self, rank: int) -> Pair | None:
         """The pair that the token is joined from; None where that is not known."""
-        pair = self._likely.get(rank)
-        if pair is None or not self._are_known(pair):
+        pair, parts, tokens, known = self._likely.get(rank), self._parts, self._tokens, self._known
+        if pair is None or pair[0] not in known or pair[1] not in known:
             return None
         left, right = pair
-        while max(left, right) in self._parts:  # until both are bytes, whose ranks are below all others
+        while (apart := parts.get(left if left > right else right)) is not None:
+            # until both are bytes, whose ranks are below all others
             if left > right:
-                limit, left = left, self._parts[left][1]
+                limit, left = left, apart[1]
             else:  # of two equal merges the one further left is done first, hence the +1
-                limit, right = right + 1, self._parts[right][0]
-            if self._ranks.get(self._tokens[left] + self._tokens[right], limit) < limit:
+                limit, right = right + 1, apart[0]
+            if self._ranks.get(tokens[left] + tokens[right], limit) < limit:
                 return None
-        self._parts[rank] = pair
+        parts[rank] = pair
+        known.add(rank)
         return pair
 
 
@@ -118,9 +120,9 @@ def read_merges(written: Iterable[tuple[str, str]], vocabulary: Mapping[str, int
     library."""
     merges: dict[Pair, None] = {}
     for place, (first, second) in enumerate(written, start=1):
-        for token in (first, second, first + second):
-            if token not in vocabulary:
-                raise FormatError(source, f"merge {place} ({first} {second}) needs {token!r}, which is no token")
+        if first not in vocabulary or second not in vocabulary or first + second not in vocabulary:
+            token = next(token for token in (first, second, first + second) if token not in vocabulary)
+            raise FormatError(source, f"merge {place} ({first} {second}) needs {token!r}, which is no token")
         pair = vocabulary[first], vocabulary[second]
         merges.pop(pair, None)
         merges[pair] = None
