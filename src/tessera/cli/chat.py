@@ -45,8 +45,6 @@ def chat(
     with options.starting():
         from tessera.errors import FormatError, InputError
         from tessera.generate.sampling import Sampling
-        from tessera.lm import LM
-        from tessera.recipe import pick_device
 
     out = console()
     sampling = Sampling(
@@ -59,17 +57,7 @@ def chat(
         max_tokens=max_tokens,
         stop=tuple(stop or ()),
     )
-    with options.starting():
-        lm = LM.load(
-            run,
-            dtype=dtype,
-            engine=engine,
-            device="cpu" if engine == "cpu" and device == "auto" else str(pick_device(device, "device")),
-            cache=cache,
-            lookup=lookup,
-            draft=draft,
-            say=lambda line: out.print(escape(line), style="dim"),
-        )
+    lm = options.load(run, out, engine=engine, device=device, dtype=dtype, cache=cache, lookup=lookup, draft=draft)
     roles = lm.tokenizer.framing.template is not None
     if system is not None and not roles:
         raise InputError(f"{run} has no chat template, so it knows no system message")

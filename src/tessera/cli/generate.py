@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from tessera.cli import sampling_options as options
 from tessera.cli.console import console
@@ -72,8 +71,6 @@ def generate(
     with options.starting():
         from tessera.cli.watch import stream_text
         from tessera.generate.settings import Guidance, Mirostat, Sampling
-        from tessera.lm import LM
-        from tessera.recipe import pick_device
 
     sampling = Sampling(
         temperature=temperature,
@@ -101,18 +98,9 @@ def generate(
     if beams is not None:
         _check_beams(sampling, truncate=truncate)
     out = console(quiet=as_json)
-    with options.starting():
-        lm = LM.load(
-            run,
-            step=step,
-            dtype=dtype,
-            engine=engine,
-            device="cpu" if engine == "cpu" and device == "auto" else str(pick_device(device, "device")),
-            cache=cache,
-            lookup=lookup,
-            draft=draft,
-            say=lambda line: out.print(escape(line), style="dim"),
-        )
+    lm = options.load(
+        run, out, step=step, engine=engine, device=device, dtype=dtype, cache=cache, lookup=lookup, draft=draft
+    )
     if n == 1 and not as_json and best_of is None and beams is None:
         stream_text(out, prompt, lm.engine.stream(prompt, sampling, truncate=truncate))
         return

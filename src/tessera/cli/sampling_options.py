@@ -3,9 +3,14 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from tessera.lm import LM
 
 _SAMPLING, _PENALTIES, _ENGINE = "How tokens are chosen", "What is avoided", "What computes"
 
@@ -49,7 +54,10 @@ NoRepeatNgram = Annotated[
 ]
 Engine = Annotated[
     str,
-    typer.Option(help="cpu (compiled kernels), torch, or auto: whichever is faster.", rich_help_panel=_ENGINE),
+    typer.Option(
+        help="cpu (compiled kernels), torch, or auto: whichever suits the model and the machine.",
+        rich_help_panel=_ENGINE,
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.", rich_help_panel=_ENGINE)]
 Dtype = Annotated[
@@ -87,3 +95,13 @@ def starting() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def load(run: str, out: Console, *, engine: str, device: str, **how: Any) -> "LM":
+    """The model, to generate with; what it has to say goes to `out`."""
+    with starting():
+        from tessera.lm import LM
+        from tessera.recipe import pick_device
+
+        where = "cpu" if engine == "cpu" and device == "auto" else str(pick_device(device, "device"))
+        return LM.load(run, engine=engine, device=where, say=lambda line: out.print(escape(line), style="dim"), **how)
