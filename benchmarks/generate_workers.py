@@ -90,7 +90,7 @@ class Tessera:
         from tessera.generate.requests import StepRows
 
         rows = StepRows(ids, [0] * len(ids), range(len(ids)), range(len(ids)))
-        np.save(path, self.model.step(rows, [list(range(self.model.n_blocks))]).numpy())
+        np.save(path, self.model.step(rows, [list(range(self.model.n_blocks))]))
         return {}
 
     def _scheduler(self, lookup: bool = False) -> Any:

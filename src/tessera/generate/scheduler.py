@@ -23,8 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import InputError, SettingError, TesseraError
 from tessera.generate.blocks import Blocks, Key
@@ -32,7 +31,7 @@ from tessera.generate.constrain.constraint import Constraint, Constraints
 from tessera.generate.constrain.vocabulary import Vocabulary
 from tessera.generate.logits import best_ids
 from tessera.generate.requests import Answer, Backend, Event, StepRows
-from tessera.generate.sampling import Sampling, in_float32, row_generators
+from tessera.generate.sampling import Sampling, row_generators
 from tessera.generate.sequences import CachedSequence, Chunk, Request, Said
 from tessera.generate.speculative import Guesser
 from tessera.tokenizers.contract import Tokenizer
@@ -98,7 +97,7 @@ class Scheduler:
         prompt: Sequence[int],
         sampling: Sampling,
         *,
-        generator: torch.Generator | None = None,
+        generator: np.random.Generator | None = None,
         negative: Sequence[int] | None = None,
     ) -> int:
         """Put a request into the queue; returns the number that its events have.
@@ -285,8 +284,7 @@ class Scheduler:
             rows.positions.extend(range(begin, end))
             if sequence.pending == n:
                 rows.wanted.extend(range(len(rows.ids) - 1 - len(guesses), len(rows.ids)))
-        # Once for the whole step: to the CPU, where choosing is done, and a look whether all are numbers.
-        logits_WV = in_float32(self.backend.step(rows, [chunk.sequence.blocks for chunk in chunks]).cpu())
+        logits_WV = self.backend.step(rows, [chunk.sequence.blocks for chunk in chunks])
         self.n_computed += len(rows.ids)
         return _of_each(chunks, logits_WV)
 
@@ -322,7 +320,9 @@ class Scheduler:
         if any(not sequence.blocks for sequence in request.sequences):
             self._read_again(request)
 
-    def _add_token(self, request: Request, logits_V: Tensor, negative_V: Tensor | None, best: int | None) -> bool:
+    def _add_token(
+        self, request: Request, logits_V: np.ndarray, negative_V: np.ndarray | None, best: int | None
+    ) -> bool:
         """One token of an answer; whether it goes on after it."""
         answer = request.answer
         try:
@@ -376,7 +376,7 @@ class Scheduler:
         del self._requests[request.id]
 
 
-def _of_each(chunks: Sequence[Chunk], logits_WV: Tensor) -> list[Said | None]:
+def _of_each(chunks: Sequence[Chunk], logits_WV: np.ndarray) -> list[Said | None]:
     """The rows of each chunk that comes to its end."""
     best_W = best_ids(logits_WV)
     found: list[Said | None] = []

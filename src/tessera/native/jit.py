@@ -19,6 +19,7 @@ from typing import Any
 
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.runtime import rtsys
 
 log = logging.getLogger("tessera.native")
 ROOT = Path(__file__).parents[2]
@@ -113,7 +114,11 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = None
         try:
-            found = super().load_overload(sig, target_context)
+            # As it is done there, but without the definitions of all that NumPy and other packages' plugins have for the
+            # compiler: machine code that is there needs the memory manager alone, and they take a third of a second.
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                found = self._load_overload(sig, target_context)
         except OSError:
             found = None  # as if it were absent: the folder cannot be, or not be looked into
         except Exception as error:  # whatever a damaged pickle raises
@@ -136,6 +141,8 @@ def compiled(function: Callable[..., Any]) -> Any:
     """`function` as machine code for the types that it is called with: no GIL, no checks, divisions as in NumPy."""
     dispatcher: Any = numba.njit(nogil=True, boundscheck=False, error_model="numpy")(function)
     dispatcher._cache = _Cache(function)
+    # What other packages add to the compiler is for their types; to import them all takes a fifth of a second.
+    dispatcher._compilation_chain_init_hook = lambda: None
     return dispatcher
 
 

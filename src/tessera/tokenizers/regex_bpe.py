@@ -13,9 +13,11 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from tessera.errors import InputError, SettingError
+from tessera.tokenizers import plain_train
 from tessera.tokenizers.bpe import Pair, Ties
 from tessera.tokenizers.contract import Tokenizer, map_threads
-from tessera.tokenizers.encode import Encoder, make_encoder, settled_words
+from tessera.tokenizers.encode import Encoder, compiles, make_encoder, settled_words
+from tessera.tokenizers.files import read_text
 from tessera.tokenizers.scan import compile_pattern
 from tessera.tokenizers.specials import DEFAULT_SPECIALS, Specials, check_enough, n_ordinary
 
@@ -131,14 +133,19 @@ class RegexBpe(Tokenizer):
         Of pairs that are equally frequent, `ties="first"` merges the one of the lowest ids, "lexicographic" that of the
         greatest bytes. `threads` count pieces; `progress(merges done, of)`.
         """
-        from tessera.tokenizers.train import learn_tokens  # it brings the compiler
-
         n_tokens = n_ordinary(vocab_size, specials, least=256)
         if normalize is not None:
             texts = (unicodedata.normalize(normalize, text) for text in texts)
-        _, tokens = learn_tokens(
-            texts, n_tokens, pattern=pattern, specials=specials, ties=ties, threads=threads, progress=progress
-        )
+        if compiles():
+            from tessera.tokenizers.train import learn_tokens  # it brings the compiler
+
+            _, tokens = learn_tokens(
+                texts, n_tokens, pattern=pattern, specials=specials, ties=ties, threads=threads, progress=progress
+            )
+        else:
+            _, tokens = plain_train.learn_tokens(
+                texts, n_tokens, pattern=pattern, specials=specials, ties=ties, progress=progress
+            )
         check_enough(len(tokens), n_tokens, vocab_size)
         ranks = {token: id for id, token in enumerate(tokens)}
         return cls(ranks=ranks, pattern=pattern, specials=specials, normalize=normalize)
@@ -162,6 +169,13 @@ class RegexBpe(Tokenizer):
         With `counts`, what was counted so far is kept in that file now and then, and a training that was stopped
         goes on from it.
         """
+        if not compiles():
+            if counts is not None:
+                raise SettingError("counts", str(counts), "none without numba, which counts the pieces of large files")
+            texts = ("".join(read_text(path)) for path in paths)
+            return cls.train(
+                texts, vocab_size=vocab_size, pattern=pattern, ties=ties, specials=specials, progress=progress
+            )
         from tessera.tokenizers.count import count_files
         from tessera.tokenizers.train import train_bpe
 

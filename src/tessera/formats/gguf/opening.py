@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from pydantic import ValidationError
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import FormatError, InputError, SettingError
-from tessera.formats.families.links import Link, expected_shapes
+from tessera.formats.families.links import Link, Read, expected_shapes
 from tessera.formats.gguf.architecture import Architecture
 from tessera.formats.gguf.deepseek import DEEPSEEK2
 from tessera.formats.gguf.gemma import GEMMA2, GEMMA3
@@ -19,8 +17,12 @@ from tessera.formats.gguf.names import Regrouped
 from tessera.formats.gguf.reader import GgufFile, read_gguf
 from tessera.formats.gguf.rope import FREQUENCIES
 from tessera.formats.gguf.vocabulary import read_vocabulary
-from tessera.formats.source import ModelSource, check_shapes, skeleton_shapes
-from tessera.model.decoder import DecoderSettings
+from tessera.formats.source import ModelSource, check_settings, check_shapes, skeleton_shapes
+from tessera.model.settings import DecoderSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ARCHITECTURES: dict[str, Architecture] = {
     each.name: each for each in (QWEN2, LLAMA, QWEN3, GPT2, GEMMA2, GEMMA3, DEEPSEEK2)
@@ -45,19 +47,23 @@ def open_gguf(path: str | Path) -> ModelSource:
     vocabulary = read_vocabulary(file, n_vocab)
     places = {name: (link, i) for link in links for i, name in enumerate(link.ours)}
 
-    def fetch(name: str, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-        return file.read(name, dtype) if out is None else out.copy_(file.read(name, dtype))
+    def read(name: str, dtype: "torch.dtype") -> "Tensor":
+        from tessera.formats.torch_tensors import TorchRead
 
-    def read(name: str, dtype: torch.dtype) -> Tensor:
         link, which = places[name]
-        return link.take(which, fetch, dtype)
+        return link.take(which, TorchRead(file.tensor, dtype))
 
-    def blocks(name: str) -> tuple[str, Callable[[], Tensor]] | None:
+    def array(name: str) -> np.ndarray:
+        link, which = places[name]
+        found: np.ndarray = link.take(which, Read(file.array))
+        return found
+
+    def blocks(name: str) -> tuple[str, Callable[[], np.ndarray]] | None:
         link, _ = places[name]
         if type(link) not in (Link, Regrouped):
             return None
         kind = file.tensors[link.theirs[0]].kind.name
-        return kind, lambda: link.take(0, lambda theirs, dtype, out=None: file.raw(theirs), torch.uint8)
+        return kind, lambda: link.take(0, Read(lambda theirs, out: file.raw(theirs)))
 
     return ModelSource(
         family="mixtral" if keys.get("expert_count") and architecture is LLAMA else architecture.name,
@@ -66,6 +72,7 @@ def open_gguf(path: str | Path) -> ModelSource:
         tokenizer=vocabulary.tokenizer,
         names=list(shapes),
         read=read,
+        array=array,
         path=file.path,
         notes=[*keys.notes, *vocabulary.notes],
         blocks=blocks,
@@ -89,21 +96,18 @@ def _divisors(file: GgufFile) -> Any:
         return None
     if info.n_numbers > _MOST_DIVISORS:
         raise FormatError(file.path, f"{FREQUENCIES} has {info.n_numbers} numbers, more than a head has pairs")
-    return file.read(FREQUENCIES).numpy()
+    return file.array(FREQUENCIES)
 
 
 def _settings(path: Path, keys: Keys, architecture: Architecture) -> DecoderSettings:
     try:
         read = architecture.read(keys)
         keys.finish()
-        return DecoderSettings(**read)
+        return check_settings(read)
     except FormatError:
         raise
     except (InputError, SettingError) as error:
         raise FormatError(path, f"its settings make no model: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise FormatError(path, f"its settings make no model: {first['loc']}: {first['msg']}") from None
 
 
 def _n_vocab(file: GgufFile) -> int:

@@ -38,8 +38,8 @@ def large_memory(n_bytes: int) -> np.ndarray:
 
 
 def memory_by_need(n_bytes: int) -> np.ndarray:
-    """Zeros, in small pages, which are taken where something is written: of a cache a token fills a little here and
-    there, and each would be a large page."""
+    """Zeros, in small pages, which are taken where something is written: where that is a little here and there, each
+    would be a large page."""
     return _pages(n_bytes, "MADV_NOHUGEPAGE")
 
 
