@@ -29,7 +29,14 @@ main()
 ROOT = Path(__file__).parents[1]
 SHAPE = ["--preset", "tiny", "model.context=16"]
 STEPS = ["train.steps=6", "train.eval_every=3", "train.save_every=3", "train.keep=9", "train.batch_size=4"]
-PACKAGES = ("numpy", "pydantic", "typer", "rich", "regex", "safetensors", "pyyaml", "jinja2")
+BPE = ["tokenizer.vocab_size=300", "sample.sampling.max_tokens=8"]
+RAMPS = [
+    "data.batches=packed",
+    "train.accumulate=2",
+    'train.batch_ramp={name="linear",start=2,steps=4}',
+    'train.context_ramp={name="doubling",start=4,steps=4}',
+]
+PACKAGES = ("numpy", "pydantic", "typer", "rich", "regex", "pyyaml")
 
 
 def text_file(folder: Path) -> Path:
@@ -64,8 +71,7 @@ def checkpoint(path: Path, step: int | None = None) -> dict[str, torch.Tensor]:
 
 def test_a_text_becomes_a_run_that_is_opened_again_and_that_torch_reads(tmp_path: Path) -> None:
     text, run = text_file(tmp_path), tmp_path / "run"
-    bpe = ["tokenizer.vocab_size=300", "sample.sampling.max_tokens=8"]
-    tessera("train", text, "--engine", "numpy", "--out", run, *SHAPE, *STEPS, *bpe, folder=tmp_path)
+    tessera("train", text, "--engine", "numpy", "--out", run, *SHAPE, *STEPS, *BPE, folder=tmp_path)
     assert "No curves: matplotlib is not installed" in (run / "report.html").read_text()
     assert "run" in tessera("runs", "list", tmp_path, folder=tmp_path)
     assert "rows" in tessera("data", "read", run, folder=tmp_path)
@@ -102,11 +108,11 @@ def test_a_plan_counts_what_torch_counts(tmp_path: Path, shape: list[str]) -> No
     assert ours.optimizer == pytest.approx(theirs.optimizer, rel=0.01)  # which keeps the number of its step
 
 
-@pytest.mark.parametrize("store", ["files", "sqlite"])
-def test_each_engine_goes_on_from_the_other(tmp_path: Path, store: str) -> None:
+@pytest.mark.parametrize("more", [["store=files"], ["store=sqlite", *RAMPS]], ids=["files", "sqlite and ramps"])
+def test_each_engine_goes_on_from_the_other(tmp_path: Path, more: list[str]) -> None:
     text = text_file(tmp_path)
     begun = tmp_path / "begun"
-    job.train(recipe(text, "numpy", f"store={store}"), begun).run.close()
+    job.train(recipe(text, "numpy", *more), begun).run.close()
     whole, losses = checkpoint(begun), metrics(begun)
     job.resume(begun, step=3).run.close()
     again = checkpoint(begun)
@@ -120,7 +126,7 @@ def test_each_engine_goes_on_from_the_other(tmp_path: Path, store: str) -> None:
     assert metrics(begun) == losses
     job.resume(begun, ["engine=numpy", "train.steps=8"], step=6).run.close()
     other = tmp_path / "other"
-    job.train(recipe(text, "torch", f"store={store}", "train.steps=8"), other).run.close()
+    job.train(recipe(text, "torch", *more, "train.steps=8"), other).run.close()
     expected = metrics(other)
     job.resume(other, ["engine=numpy"], step=3).run.close()  # from a checkpoint of torch
     assert metrics(other) == pytest.approx(expected, abs=1e-6)
@@ -148,6 +154,7 @@ def test_in_an_environment_of_few_packages(tmp_path: Path) -> None:
         subprocess.run([python, "-m", "pip", "install", "--quiet", *what], check=True, timeout=600)
     absent = f"import importlib.util as i; assert not any(map(i.find_spec, {ABSENT})); "
     code = absent + "from tessera.cli.main import main; main()"
-    tessera("train", text, "--engine", "numpy", "--out", run, *SHAPE, *STEPS, python=python, code=code, folder=tmp_path)
+    given = ["--engine", "numpy", "--out", run, *SHAPE, *STEPS, *BPE]
+    tessera("train", text, *given, python=python, code=code, folder=tmp_path)
     figures = json.loads(tessera("evaluate", run, "--json", python=python, code=code, folder=tmp_path))
     assert figures["validation_loss"] == metrics(run, "validation_loss")[-1]

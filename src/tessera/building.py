@@ -17,7 +17,7 @@ from tessera.model.decoder import Decoder
 from tessera.model.pieces import SLOTS
 from tessera.model.settings import DecoderSettings
 from tessera.models import build_base, holds_run, open_any, open_base
-from tessera.objectives import OBJECTIVES
+from tessera.objectives import OBJECTIVES, NextToken
 from tessera.objectives.objective import Objective
 from tessera.optim import OPTIMIZERS, Optimizer, groups
 from tessera.recipe import Recipe
@@ -46,6 +46,11 @@ def check_objective(spec: Spec) -> Spec:
 def reads(objective: Spec) -> str:
     """What an objective's batches are made of."""
     return OBJECTIVES[objective.name].reads
+
+
+def in_nats(objective: Spec) -> bool:
+    """Whether an objective's loss is in nats a token."""
+    return issubclass(OBJECTIVES[objective.name], NextToken)
 
 
 def check_adapt(spec: Spec) -> Spec:

@@ -1,6 +1,6 @@
 """Who computes the tokens: the kernels of the CPU engine where they have the model and pay, else PyTorch or NumPy.
 
-Nothing here imports PyTorch or the compiler before it is to compute.
+Each is imported when it is to compute: a start is quick that loads one of them.
 """
 
 import ctypes
@@ -15,16 +15,15 @@ from tessera.errors import InputError, SettingError, TesseraError
 from tessera.formats import ModelSource
 from tessera.formats.source import skeleton_shapes
 from tessera.generate.draft_model import DraftModel
-from tessera.generate.numpy_step import NumpyStep
 from tessera.generate.requests import Backend
 from tessera.generate.speculative import Guesser, PromptLookup
 from tessera.model.settings import DecoderSettings
 from tessera.models import build_for_use, open_any
-from tessera.scratch.decoder import Decoder as NumpyDecoder
 from tessera.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from tessera.model.decoder import Decoder
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
 
 ENGINES = ("auto", "cpu", "torch", "numpy")
 FLOATS = ("fp32", "bf16", "fp16")
@@ -156,8 +155,10 @@ def graph_backend(source: ModelSource, model: "Decoder", *, cache: str, say: Say
     return backend
 
 
-def numpy_decoder(source: ModelSource) -> NumpyDecoder:
+def numpy_decoder(source: ModelSource) -> "NumpyDecoder":
     """The model of `source` in NumPy; a `SettingError` names a piece that NumPy has not."""
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
+
     settings = source.settings
     shape = {name: getattr(settings, name) for name in DecoderSettings.model_fields if name != "init"}
     model = NumpyDecoder(n_vocab=source.n_vocab, **shape)
@@ -186,6 +187,8 @@ def _plain_backend(source: ModelSource, engine: str, n_vocab: int) -> Backend:
     """Steps without kernels."""
     settings: dict[str, int] = {"n_blocks": _n_blocks(source.settings), "block_size": BLOCK, "n_vocab": n_vocab}
     if computes_in_numpy(engine):
+        from tessera.generate.numpy_step import NumpyStep
+
         return NumpyStep(numpy_decoder(source), **settings)
     from tessera.generate.torch_step import TorchStep
 

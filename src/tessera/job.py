@@ -10,7 +10,7 @@ the recipe's engine: `tessera.torch_job` or `tessera.numpy_job`.
 import re
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
@@ -21,6 +21,7 @@ from tessera.config import check, override
 from tessera.errors import InputError
 from tessera.evaluate.loss import COMPRESSORS, perplexity
 from tessera.evaluate.report import write_report
+from tessera.generate.engine import Engine
 from tessera.material import VALIDATION, Detailed, Figures, Material
 from tessera.opening import (
     by_the_first,
@@ -30,7 +31,7 @@ from tessera.opening import (
     reopen_material,
     undone_on_error,
 )
-from tessera.recipe import Recipe, absolute, settled
+from tessera.recipe import Recipe, absolute, builder, settled
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, tokenizer_from_json
 from tessera.train.progress import Outcome, Progress
@@ -181,10 +182,6 @@ class Job(ABC):
     def _restore(self, step: int | None) -> list[str]:
         """Be where a checkpoint was, the newest that verifies or the one of `step`; what was skipped."""
 
-    @abstractmethod
-    def _stream(self, prompt: str | list[int]) -> Iterator[str]:
-        """A text as it is made, by the recipe's sampling."""
-
     def _said_before(self) -> list[str]:
         """Choices that were made."""
         return []
@@ -281,18 +278,17 @@ class Job(ABC):
         return self.material.measure(self.recipe, self.objective, self.tokenizer)
 
     def _samples(self, step: int, *, stream: bool = False) -> None:
+        engine = Engine(self.model, self.tokenizer)
+        sampling = self.recipe.sample.sampling
+        if sampling.seed is None:
+            sampling = sampling.model_copy(update={"seed": self.recipe.seed})
         known = {(sample.step, sample.prompt) for sample in self.run.samples()}
         for prompt, given in self.material.prompts(self.recipe, self.tokenizer):
-            pieces = self._stream(given)
+            pieces = engine.stream(given, sampling, truncate=True)
             text = self.watcher.sample(prompt, pieces) if stream else "".join(pieces)
             # A run that was killed while it finished has written some already.
             if self.is_first and (step, prompt) not in known:
                 self.run.add_sample(step, prompt, text)
-
-    def _sampling(self) -> Any:
-        """The recipe's, with a seed: the run's, unless it says one."""
-        sampling = self.recipe.sample.sampling
-        return sampling if sampling.seed is not None else sampling.model_copy(update={"seed": self.recipe.seed})
 
     def _describe(self) -> str:
         learned = self._n_learned()
@@ -318,7 +314,8 @@ def evaluate(path: str | Path, *, step: int | None = None, say: Callable[[str], 
         material = reopen_material(recipe, run, tokenizer)
         found = import_module(JOBS[recipe.engine]).measured(recipe, run, tokenizer, material, step=step, say=say)
         figures = {name: value for name, (value, _) in found.items()}
-    perplexed = perplexity(figures[VALIDATION]) if recipe.objective.name == "next-token" else None
+    in_nats = builder(recipe.engine).in_nats(recipe.objective)
+    perplexed = perplexity(figures[VALIDATION]) if in_nats else None
     return {"run": str(run.path), "reads": recipe.reads, **sorted_out(figures), "perplexity": perplexed}
 
 

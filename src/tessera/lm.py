@@ -20,7 +20,6 @@ import numpy as np
 
 from tessera import __version__
 from tessera.config import Spec, check
-from tessera.data.rows import DocumentRows
 from tessera.engines import (
     check_engine,
     computes_in_numpy,
@@ -38,17 +37,16 @@ from tessera.generate.sampling import Sampling
 from tessera.generate.speculative import Guesser
 from tessera.model.settings import DecoderSettings
 from tessera.models import build_for_use, open_any
-from tessera.scratch.decoder import SLOTS as NUMPY_SLOTS
-from tessera.scratch.decoder import Decoder as NumpyDecoder
 from tessera.store.folder import remove
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, load_vocabulary, train_tokenizer
-from tessera.tokenizers.chat import Message, encode_chat
 
 if TYPE_CHECKING:
     import torch
 
     from tessera.model.decoder import Decoder
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
+    from tessera.tokenizers.chat import Message
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 TRAINING = {"torch": "tessera.torch_fit", "numpy": "tessera.numpy_fit"}
@@ -101,7 +99,7 @@ class LM:
         """
         if engine not in TRAINING:
             raise SettingError("engine", engine, ", ".join(TRAINING))
-        shape = check(DecoderSettings, settings, **({"slots": NUMPY_SLOTS} if engine == "numpy" else {}))
+        shape = _checked(settings, engine)
         if vocab is not None:
             made = load_vocabulary(Spec.read(tokenizer).name, str(vocab), **Spec.read(tokenizer).settings)
         else:
@@ -133,6 +131,8 @@ class LM:
         """
         if epochs < 1:
             raise SettingError("epochs", epochs, "a whole number from 1")
+        from tessera.data.rows import DocumentRows
+
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = DocumentRows(
             [self.tokenizer.encode(text, specials="none") for text in texts],
@@ -152,8 +152,7 @@ class LM:
                 if callback is not None:
                     callback(len(history), history[-1])
 
-        engine = "numpy" if isinstance(self.model, NumpyDecoder) else "torch"
-        import_module(TRAINING[engine]).train(
+        import_module(TRAINING["numpy" if _is_numpy(self.model) else "torch"]).train(
             self.model,
             rows,
             steps=epochs * rows.steps_per_epoch,
@@ -187,15 +186,17 @@ class LM:
         ranked = sorted(result.items(), key=lambda item: -item[1])
         return dict(ranked[:top])
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, *, truncate: bool = False) -> str:
+    def chat(self, messages: "Sequence[Message]", sampling: Sampling | None = None, *, truncate: bool = False) -> str:
         """The answer to a conversation, `[{"role": "user", "content": "..."}, ...]`, as the model's chat template
         writes it. A model without one is an `InputError`: it knows no roles, only texts that go on."""
         return "".join(self.chat_stream(messages, sampling, truncate=truncate))
 
     def chat_stream(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, *, truncate: bool = False
+        self, messages: "Sequence[Message]", sampling: Sampling | None = None, *, truncate: bool = False
     ) -> Iterator[str]:
         """The same in pieces, each as soon as it is certain."""
+        from tessera.tokenizers.chat import encode_chat
+
         return self.answer_stream(encode_chat(self.tokenizer, messages), sampling, truncate=truncate)
 
     def answer_stream(
@@ -308,15 +309,33 @@ def _decoder(settings: DecoderSettings, n_vocab: int, seed: int) -> "Decoder":
     return Decoder.from_settings(settings, n_vocab=n_vocab)
 
 
-def _numpy_decoder(settings: DecoderSettings, n_vocab: int, seed: int) -> NumpyDecoder:
+def _checked(settings: Mapping[str, Any], engine: str) -> DecoderSettings:
+    """The settings of a model, of pieces that the engine has."""
+    if engine != "numpy":
+        return check(DecoderSettings, settings)
+    from tessera.scratch.decoder import SLOTS
+
+    return check(DecoderSettings, settings, slots=SLOTS)
+
+
+def _is_numpy(model: Any) -> bool:
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
+
+    return isinstance(model, NumpyDecoder)
+
+
+def _numpy_decoder(settings: DecoderSettings, n_vocab: int, seed: int) -> "NumpyDecoder":
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
+
     shape = {name: getattr(settings, name) for name in DecoderSettings.model_fields}
     return NumpyDecoder(n_vocab=n_vocab, seed=seed, **shape)
 
 
 def _tensors(model: Any) -> Mapping[str, Any]:
     """What a run keeps of a decoder."""
-    if isinstance(model, NumpyDecoder):
-        return model.state()
+    if _is_numpy(model):
+        found: Mapping[str, Any] = model.state()
+        return found
     from tessera.generate.quantize import stored_tensors
 
     return stored_tensors(model)

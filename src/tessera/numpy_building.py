@@ -85,15 +85,36 @@ def reads(objective: Spec) -> str:
     return "documents"
 
 
+def in_nats(objective: Spec) -> bool:
+    """Whether an objective's loss is in nats a token."""
+    return True
+
+
 def check_adapt(spec: Spec) -> Spec:
     raise SettingError("adapt", spec.name, "none: with engine = numpy all weights are learned")
 
 
 def check_optimizer(spec: Spec, settings: DecoderSettings | None) -> Spec:
-    """The optimizer, tried on one number."""
+    """The optimizer, tried on the names that the model's parameters have, unless that is wrong."""
     spec = check_spec(OPTIMIZERS, spec, "optimizer", given=("params",))
-    build(OPTIMIZERS, spec, path="optimizer", params={"x": Parameter(np.zeros(1, np.float32))})
+    if settings is not None:
+        build(OPTIMIZERS, spec, path="optimizer", params=skeleton(settings))
     return spec
+
+
+def skeleton(settings: DecoderSettings) -> dict[str, Parameter]:
+    """Every parameter's name, with one that is of its kind."""
+    model = smallest(settings)
+    found: dict[str, Parameter] = {}
+    for name, parameter in model.parameters.items():
+        part, _, rest = name.partition(".")
+        if part != "blocks":
+            found[name] = parameter
+            continue
+        block, _, inner = rest.partition(".")
+        for layer in range(int(block), settings.n_layers, len(model.blocks)):
+            found[f"blocks.{layer}.{inner}"] = parameter
+    return found
 
 
 def check_whole(recipe: Recipe) -> None:
@@ -162,6 +183,8 @@ def open_source(path: str | Path) -> RunSource:
         raise InputError(f"{path}: no run; with engine = numpy a model begins from one of tessera's runs, or anew")
     with Run.open(path) as run:
         recipe, tokenizer = run.recipe, tokenizer_from_json(run.tokenizer_json)
+        if not run.checkpoints.steps():
+            raise InputError(f"{path}: the run has no checkpoint yet")
     if recipe.get("adapt") is not None:
         raise InputError(f"{path}: the run has learned adapters alone: it is opened with engine = torch")
     settings = check(DecoderSettings, recipe["model"], path="model", slots=SLOTS)

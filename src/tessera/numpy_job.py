@@ -16,7 +16,6 @@ import numpy as np
 
 from tessera.config import build
 from tessera.errors import DivergedError, InputError, SettingError
-from tessera.generate.sampling import Sampling
 from tessera.job import Job
 from tessera.material import Detailed, Material
 from tessera.numpy_building import NextToken, build_model, build_optimizer, weights_of
@@ -24,7 +23,6 @@ from tessera.optim.schedule import SCHEDULES
 from tessera.recipe import Recipe
 from tessera.scratch import train as scratch
 from tessera.scratch.decoder import Decoder
-from tessera.scratch.generate import generate
 from tessera.scratch.gradients import Batch
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer
@@ -233,39 +231,8 @@ class NumpyJob(Job):
             store.mark_best(loaded.step)
         return loaded.skipped
 
-    def _stream(self, prompt: str | list[int]) -> Iterator[str]:
-        return stream(self.model, self.tokenizer, prompt, self._sampling())
-
 
 made = NumpyJob
-
-
-def stream(model: Decoder, tokenizer: Tokenizer, prompt: str | list[int], sampling: Sampling) -> Iterator[str]:
-    """A text that follows the prompt, as it is made; an empty prompt stands for the beginning of a document."""
-    begin, end = tokenizer.begin_id, tokenizer.end_id
-    front = [] if begin is None else [begin]
-    ids = front + tokenizer.encode(prompt, specials="none") if isinstance(prompt, str) else list(prompt)
-    if not ids:
-        if end is None:
-            raise InputError("the prompt is empty, and the tokenizer has no <|endoftext|> to begin a document with")
-        ids = [end]
-    decoder = tokenizer.stream()
-    made = generate(
-        model,
-        ids,
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        rng=np.random.default_rng(sampling.seed),
-        stop=tokenizer.end_ids,
-        never=range(tokenizer.n_vocab, model.n_vocab),
-    )
-    for id in made:
-        if piece := decoder.push(id):
-            yield piece
-    if rest := decoder.finish():
-        yield rest
 
 
 def measured(

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tessera.numpy_building import build_optimizer, smallest
+from tessera.config import build
+from tessera.numpy_building import skeleton, smallest
 from tessera.plan import TRAINING_EFFICIENCY, Plan
 from tessera.recipe import Recipe
+from tessera.scratch.optimizer import OPTIMIZERS
 from tessera.scratch.parameter import Parameter
 
 WIDTH = 4
@@ -32,7 +34,7 @@ def needs(recipe: Recipe, *, n_vocab: int, row: int, speed: Callable[[Any], floa
     inner = sum(map(_count_of, attentions)) + sum(map(_count_of, feed_forwards)) + shape.n_layers * norms
     n_params = inner + table * (1 if shape.tied else 2) + positions + _count(model.final_norm.parameters.values())
     tokens_per_step = train.batch_size * train.accumulate * row
-    n_kept = len(build_optimizer(recipe, model).keeps)
+    n_kept = len(build(OPTIMIZERS, recipe.optimizer, path="optimizer", params=skeleton(shape)).keeps)
     # Of a token: residual and norms, what the products of both sublayers read and write, and every weight of attention.
     each = shape.n_layers * (7 * shape.d_model + 2 * shape.n_heads * row) + _written([*attentions, *feed_forwards])
     flops = 6 * (inner + table) + 6 * row * shape.n_layers * shape.d_model

@@ -16,7 +16,6 @@ from tessera.building import (
 )
 from tessera.config import build
 from tessera.errors import InputError, SettingError
-from tessera.generate.engine import Engine
 from tessera.job import Job, Result
 from tessera.material import Detailed, Material
 from tessera.model.decoder import Decoder
@@ -152,9 +151,6 @@ class TorchJob(Job):
     def _measured(self) -> Detailed:
         self.objective.eval()
         return super()._measured()
-
-    def _stream(self, prompt: str | list[int]) -> Iterator[str]:
-        return Engine(self.model, self.tokenizer).stream(prompt, self._sampling(), truncate=True)
 
     def _n_learned(self) -> int:
         return sum(each.numel() for each in self.objective.parameters() if each.requires_grad)

@@ -6,6 +6,7 @@ decoder of it (`torch_tensors.py`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -17,7 +18,6 @@ from tessera.config import check
 from tessera.errors import FormatError, InputError, SettingError
 from tessera.model.plain import PIECES, plain_decoder
 from tessera.model.settings import DecoderSettings
-from tessera.scratch.decoder import SLOTS
 from tessera.tokenizers import Tokenizer
 
 if TYPE_CHECKING:
@@ -75,11 +75,12 @@ class ModelSource:
 def check_settings(content: Mapping[str, Any]) -> DecoderSettings:
     """The settings of a decoder from a file. Those of a plain one, and those that NumPy has, are known without PyTorch,
     whose pieces others are checked against."""
-    for slots in (PIECES, SLOTS):
-        try:
-            return check(DecoderSettings, content, slots=slots)
-        except SettingError:
-            continue
+    with suppress(SettingError):
+        return check(DecoderSettings, content, slots=PIECES)
+    from tessera.scratch.decoder import SLOTS
+
+    with suppress(SettingError):
+        return check(DecoderSettings, content, slots=SLOTS)
     return check(DecoderSettings, content)
 
 

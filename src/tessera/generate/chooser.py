@@ -8,15 +8,18 @@ greedy; who guesses tokens (speculative.py) may look at the next ones, which mov
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tessera.errors import InputError
-from tessera.generate.constrain.constraint import Constraint
 from tessera.generate.logits import check_logits, guided, in_float32, log_probabilities
 from tessera.generate.mirostat import Bound
 from tessera.generate.rows import Candidates, candidates
 from tessera.generate.sampling import Sampling, edited, uniform
+
+if TYPE_CHECKING:
+    from tessera.generate.constrain.constraint import Constraint
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Chooser:
         *,
         prompt: Sequence[int] = (),
         ends: Collection[int] = (),
-        constraint: Constraint | None = None,
+        constraint: "Constraint | None" = None,
     ) -> None:
         if constraint is None and (sampling.regex is not None or sampling.json_schema is not None):
             raise InputError("these settings constrain the output: the chooser needs the compiled constraint")

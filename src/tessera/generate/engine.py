@@ -26,16 +26,15 @@ from tessera.errors import InputError, SettingError
 from tessera.generate.beam import Beam, EarlyStopping, beam_search
 from tessera.generate.beam_cache import BeamCache, blocks_needed
 from tessera.generate.blocks import Blocks
-from tessera.generate.numpy_step import NumpyStep
 from tessera.generate.requests import Backend, Completion, Event, Finish, decoder_behind
 from tessera.generate.sampling import Sampling, prompt_seeds, row_generators
 from tessera.generate.scheduler import Scheduler
 from tessera.generate.speculative import Guesser
-from tessera.scratch.decoder import Decoder as NumpyDecoder
 from tessera.tokenizers.contract import Tokenizer
 
 if TYPE_CHECKING:
     from tessera.model.decoder import Decoder
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
 
 __all__ = ["BeamCompletion", "Completion", "Engine", "Finish"]
 
@@ -266,6 +265,9 @@ class Engine:
 
     def _new_backend(self, n_blocks: int) -> Backend:
         """Steps of the decoder, with a cache of its own."""
+        from tessera.generate.numpy_step import NumpyStep  # who computes otherwise needs neither of these models
+        from tessera.scratch.decoder import Decoder as NumpyDecoder
+
         model = self.model
         assert not isinstance(model, Backend)
         if isinstance(model, NumpyDecoder):

@@ -5,16 +5,18 @@ S positions, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from tessera.errors import TesseraError
 from tessera.generate.chooser import Choice, Chooser
-from tessera.generate.constrain.constraint import Constraint
 from tessera.generate.sampling import Sampling
 from tessera.generate.stop import StopFilter
 from tessera.tokenizers.contract import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from tessera.generate.constrain.constraint import Constraint
 
 Finish = Literal["stop", "length", "end"]
 
@@ -102,7 +104,7 @@ class Answer:
     prompt: Sequence[int]
     sampling: Sampling
     generator: np.random.Generator
-    constraint: Constraint | None = None
+    constraint: "Constraint | None" = None
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: Finish | None = None

@@ -21,20 +21,21 @@ before it has what it needs, it goes back to the head of the queue and is read a
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tessera.errors import InputError, SettingError, TesseraError
 from tessera.generate.blocks import Blocks, Key
-from tessera.generate.constrain.constraint import Constraint, Constraints
-from tessera.generate.constrain.vocabulary import Vocabulary
 from tessera.generate.logits import best_ids
 from tessera.generate.requests import Answer, Backend, Event, StepRows
 from tessera.generate.sampling import Sampling, row_generators
 from tessera.generate.sequences import CachedSequence, Chunk, Request, Said
 from tessera.generate.speculative import Guesser
 from tessera.tokenizers.contract import Tokenizer
+
+if TYPE_CHECKING:
+    from tessera.generate.constrain.constraint import Constraint, Constraints
 
 GUESS_ROWS = 32
 """So many rows of a step are guesses, at the most: with many answers each row costs, whether it comes true or not."""
@@ -185,9 +186,13 @@ class Scheduler:
         """How many blocks, at the most: the last token to come is not looked back at."""
         return self.blocks.needed(min(self.backend.context, len(sequence.ids) + n_to_come - 1))
 
-    def _constraint(self, sampling: Sampling) -> Constraint | None:
+    def _constraint(self, sampling: Sampling) -> "Constraint | None":
         if sampling.regex is None and sampling.json_schema is None:
             return None
+        # Its parsers take a tenth of a second to load, which other answers need not wait for.
+        from tessera.generate.constrain.constraint import Constraints
+        from tessera.generate.constrain.vocabulary import Vocabulary
+
         if self._constraints is None:
             self._constraints = Constraints(Vocabulary.of(self.tokenizer))
         return self._constraints.of(sampling)

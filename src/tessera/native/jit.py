@@ -8,9 +8,7 @@ anew. Where nothing can be written nothing is kept, but what lies there already 
 
 import hashlib
 import logging
-import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -21,29 +19,12 @@ import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.runtime import rtsys
 
+from tessera.native.folder import cache_folder
+
 log = logging.getLogger("tessera.native")
 ROOT = Path(__file__).parents[2]
 """Where the package lies."""
 IMPORT = re.compile(rb"^from (tessera[\w.]*) import (\([^)]*\)|.*)|^import (tessera[\w.]*)", re.MULTILINE)
-
-
-def cache_folder() -> Path:
-    """Where machine code is kept: `$TESSERA_CACHE`, else the user's cache folder by the habits of the system."""
-    if chosen := os.environ.get("TESSERA_CACHE"):
-        return _expanded(chosen) / "compiled"
-    if sys.platform == "darwin":
-        base = _expanded("~/Library/Caches")
-    else:
-        base = _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return base / "tessera" / "compiled"
-
-
-def _expanded(path: str) -> Path:
-    """With `~` written out. Who has no home has a folder that cannot be, as saving there will say."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(os.devnull) / path
 
 
 @cache

@@ -67,11 +67,11 @@ def tensor_bytes(tensor: Any) -> memoryview:
     """The tensor's elements in order, as bytes; without a copy where it is contiguous and on the CPU."""
     if isinstance(tensor, np.ndarray):
         array = np.ascontiguousarray(tensor, dtype=tensor.dtype.newbyteorder("<"))
-        return memoryview(array.reshape(-1).view(np.uint8))
+        return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return memoryview(flat.view(torch.uint8).numpy())
 
 
 def tensor_from_bytes(data: bytearray, dtype: str, shape: list[int], *, engine: EngineName = "torch") -> Any:

@@ -16,13 +16,15 @@ from tessera.errors import InputError, SettingError
 from tessera.tokenizers import plain_train
 from tessera.tokenizers.bpe import Pair, Ties
 from tessera.tokenizers.contract import Tokenizer, map_threads
-from tessera.tokenizers.encode import Encoder, compiles, make_encoder, settled_words
+from tessera.tokenizers.encode import Encoder, PlainEncoder, compiles, make_encoder, settled_words
 from tessera.tokenizers.files import read_text
 from tessera.tokenizers.scan import compile_pattern
 from tessera.tokenizers.specials import DEFAULT_SPECIALS, Specials, check_enough, n_ordinary
 
 GROUP = 2**18
 MOST_OF_A_THREAD = 2**23
+FEW = 4096
+"""Characters that are encoded in plain Python, one text after another, before the compiled encoder is loaded."""
 
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
@@ -71,6 +73,7 @@ class RegexBpe(Tokenizer):
         self.normalize = normalize
         self.huggingface = dict(huggingface or {})
         super().__init__(tokens=tokens, specials=specials)
+        self._n_plain = 0
         # While a text is encoded, a missing byte has an id beyond all others.
         self._stand_ins = {token: self.n_vocab + i for i, token in enumerate(missing)}
 
@@ -80,6 +83,17 @@ class RegexBpe(Tokenizer):
         ranks = self.ranks | self._stand_ins
         return make_encoder(ranks, pattern=self.pattern, merges=self.merges, whole_pieces=self.whole_pieces)
 
+    @cached_property
+    def _plain_encoder(self) -> PlainEncoder:
+        return PlainEncoder(self.ranks | self._stand_ins, pattern=self.pattern, whole_pieces=self.whole_pieces)
+
+    def _encoder_for(self, text: str) -> Encoder:
+        """The compiled one takes a tenth of a second to load: a prompt need not wait for it."""
+        self._n_plain += len(text)
+        if self.merges is None and self._n_plain <= FEW and "encoder" not in vars(self):
+            return self._plain_encoder
+        return self.encoder
+
     def _kept(self, ids: np.ndarray) -> np.ndarray:
         """The ids without stand-ins."""
         kept = ids[ids < self.n_vocab] if self._stand_ins else ids
@@ -88,7 +102,7 @@ class RegexBpe(Tokenizer):
     def ordinary_array(self, text: str) -> np.ndarray:
         if self.normalize is not None:
             text = unicodedata.normalize(self.normalize, text)
-        return self._kept(self.encoder.encode(text))
+        return self._kept(self._encoder_for(text).encode(text))
 
     def ordinary_arrays(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
         """In groups: of GROUP characters, or one for each thread, so that threads seldom wait for the interpreter."""

@@ -11,12 +11,12 @@ from tessera.formats.families.links import Link, Read, expected_shapes
 from tessera.formats.gguf.architecture import Architecture
 from tessera.formats.gguf.deepseek import DEEPSEEK2
 from tessera.formats.gguf.gemma import GEMMA2, GEMMA3
+from tessera.formats.gguf.kept import LISTS, kept_vocabulary, place_of, read_and_keep
 from tessera.formats.gguf.keys import Keys
 from tessera.formats.gguf.llama import GPT2, LLAMA, QWEN2, QWEN3
 from tessera.formats.gguf.names import Regrouped
 from tessera.formats.gguf.reader import GgufFile, read_gguf
 from tessera.formats.gguf.rope import FREQUENCIES
-from tessera.formats.gguf.vocabulary import read_vocabulary
 from tessera.formats.source import ModelSource, check_settings, check_shapes, skeleton_shapes
 from tessera.model.settings import DecoderSettings
 
@@ -33,7 +33,9 @@ _MOST_DIVISORS = 2**16
 
 def open_gguf(path: str | Path) -> ModelSource:
     """The model in the file at `path`, of which only the header is read; `FormatError` where it is none of ours."""
-    file = read_gguf(path)
+    place = place_of(Path(path))
+    vocabulary = kept_vocabulary(place)
+    file = read_gguf(path, passed_over=() if vocabulary is None else LISTS)
     architecture = _architecture(file)
     divisors = _divisors(file) if architecture.divides else None
     keys = Keys(file.path, architecture.name, file.metadata, file.tensors, divisors)
@@ -44,7 +46,7 @@ def open_gguf(path: str | Path) -> ModelSource:
     wanted = {name: shape for link in links for name, shape in expected_shapes(link).items()}
     found = {name: info.shape for name, info in file.tensors.items() if name != FREQUENCIES or divisors is None}
     check_shapes(file.path, found, wanted)
-    vocabulary = read_vocabulary(file, n_vocab)
+    vocabulary = vocabulary or read_and_keep(file, n_vocab, place)
     places = {name: (link, i) for link in links for i, name in enumerate(link.ours)}
 
     def read(name: str, dtype: "torch.dtype") -> "Tensor":

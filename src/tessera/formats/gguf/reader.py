@@ -8,7 +8,7 @@ Versions 2 and 3, little-endian (the GGUF specification in ggml's docs/gguf.md).
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
 from itertools import pairwise, takewhile
@@ -127,18 +127,22 @@ def _opened(path: Path) -> BufferedReader:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def read_gguf(path: str | Path) -> GgufFile:
-    """The header of the file at `path`, checked; a file that is not whole and sound is a `FormatError`."""
+def read_gguf(path: str | Path, *, passed_over: Collection[str] = ()) -> GgufFile:
+    """The header of the file at `path`, checked; a file that is not whole and sound is a `FormatError`.
+
+    Of arrays of strings under the keys `passed_over` nothing is kept: their value is None.
+    """
     path = Path(path)
     with _opened(path) as file:
-        return _Header(path, file).read()
+        return _Header(path, file, passed_over).read()
 
 
 class _Header:
     """Reads on from the beginning; `size` is that of the file, `at` the place of the next byte."""
 
-    def __init__(self, path: Path, file: BufferedReader) -> None:
+    def __init__(self, path: Path, file: BufferedReader, passed_over: Collection[str]) -> None:
         self.path, self.file = path, file
+        self._passed_over = frozenset(map(repr, passed_over))
         self.size = os.fstat(file.fileno()).st_size
         self.at = 0
         self._buffer, self._place = b"", 0
@@ -228,7 +232,7 @@ class _Header:
             return self._numbers(code, count, what)
         if code == STRING:
             self.need(count * _LEAST_STRING, f"the {count} strings of {what}")
-            return self._strings(count, what)
+            return self._pass_over(count, what) if what in self._passed_over else self._strings(count, what)
         if code != ARRAY:
             raise self.error(f"{what} holds values of type {code}, which there is not")
         if nesting == MOST_NESTING:
@@ -245,8 +249,30 @@ class _Header:
                 found.append(self.text(what))
         return found
 
+    def _pass_over(self, count: int, what: str) -> None:
+        while count:
+            edges = self._short_edges(count)
+            self._go_to(edges[-1])
+            count -= len(edges) - 1
+            if count:
+                self.text(what)
+                count -= 1
+
     def _short_strings(self, most: int) -> list[str]:
         """As many as are whole in the buffer, shorter than 256 bytes, and UTF-8: those at the beginning that are."""
+        edges = self._short_edges(most)
+        pieces = [self._buffer[begin + 8 : end] for begin, end in pairwise(edges)]
+        try:
+            found = b"\0".join(pieces).decode().split("\0") if pieces else []
+        except UnicodeDecodeError:
+            found = []
+        if len(found) != len(pieces):
+            found = list(map(bytes.decode, takewhile(_is_utf8, pieces)))
+        self._go_to(edges[len(found)])
+        return found
+
+    def _short_edges(self, most: int) -> list[int]:
+        """Where those strings begin in the buffer, and where the last one ends."""
         buffer, place, last = self._buffer, self._place, len(self._buffer) - 8 - 255
         begins = []
         for _ in range(most):
@@ -257,15 +283,12 @@ class _Header:
         edges = np.array([*begins, place])
         lengths = np.frombuffer(buffer, np.uint8)[edges[:-1, None] + np.arange(1, 8)]
         n = int(np.argmax(np.append(lengths.any(axis=1), True)))  # those before the first that has higher ones
-        pieces = [buffer[begin + 8 : end] for begin, end in pairwise(edges[: n + 1].tolist())]
-        try:
-            found = b"\0".join(pieces).decode().split("\0") if pieces else []
-        except UnicodeDecodeError:
-            found = []
-        if len(found) != n:
-            found = list(map(bytes.decode, takewhile(_is_utf8, pieces)))
-        self.at, self._place = self.at + int(edges[len(found)]) - self._place, int(edges[len(found)])
+        found: list[int] = edges[: n + 1].tolist()
         return found
+
+    def _go_to(self, place: int) -> None:
+        """To a place in the buffer."""
+        self.at, self._place = self.at + place - self._place, place
 
     def _numbers(self, code: int, count: int, what: str) -> np.ndarray:
         self.need(count * NUMBERS[code].itemsize, f"the {count} numbers of {what}")
