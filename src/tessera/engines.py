@@ -185,7 +185,7 @@ def guesser_of(
 
 def _plain_backend(source: ModelSource, engine: str, n_vocab: int) -> Backend:
     """Steps without kernels."""
-    settings: dict[str, int] = {"n_blocks": _n_blocks(source.settings), "block_size": BLOCK, "n_vocab": n_vocab}
+    settings: dict[str, Any] = {"n_blocks": _n_blocks(source.settings), "block_size": BLOCK, "n_vocab": n_vocab}
     if computes_in_numpy(engine):
         from tessera.generate.numpy_step import NumpyStep
 

@@ -3,6 +3,7 @@
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from tessera.scratch.decoder import Decoder
 BOUNDS = {"fp32": 1e-3, "bf16": 0.05, "q8_0": 0.1, "q4_0": 0.8, "q4_1": 0.8}
 """How far logits may lie from those of NumPy, as a share of their spread: far more than rounding, far less than
 nonsense."""
-SHAPE = {"context": 48, "d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 96}
+SHAPE: dict[str, Any] = {"context": 48, "d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 96}
 SHAPE |= {"attention": {"name": "gqa", "n_kv_heads": 2}}
 N_VOCAB = 100
 
