@@ -110,7 +110,7 @@ def cpu_backend(
     except TesseraError as error:
         if engine == "cpu" or only_kernels:
             raise
-        say(f"{error}; {'PyTorch' if installed('torch') else 'NumPy'} computes instead")
+        say(f"{error}; PyTorch computes instead" if installed("torch") else str(error))
         return None
 
 

@@ -95,8 +95,8 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = None
         try:
-            # As it is done there, but without the definitions of all that NumPy and other packages' plugins have for the
-            # compiler: machine code that is there needs the memory manager alone, and they take a third of a second.
+            # As it is done there, but without the definitions of all that there is for the compiler to compile: machine
+            # code that is there needs the memory manager alone, and they take a third of a second.
             rtsys.initialize(target_context)
             with self._guard_against_spurious_io_errors():
                 found = self._load_overload(sig, target_context)
