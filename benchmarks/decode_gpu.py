@@ -34,7 +34,7 @@ def turn(backend: TorchStep, tables: list[list[int]], places: range) -> float:
     each = range(len(tables))
     start = time.perf_counter()
     for place in places:
-        backend.step(StepRows([place % 251] * len(each), each, [place] * len(each), each), tables).cpu()
+        backend.step(StepRows([place % 251] * len(each), each, [place] * len(each), each), tables)
     return (time.perf_counter() - start) / len(places)
 
 

@@ -4,9 +4,9 @@ Everyone has a process of its own and they take turns, one at a time; a figure i
 that is shipped is Q4_1 with a Q8_0 head; Q8_0, bf16 and fp32 are made of it by Tessera's export, so that all have the
 same weights. llama.cpp is llama-cpp-python as it is built on this machine (`pip install --no-binary llama-cpp-python
 llama-cpp-python`), called by its C interface; Tessera is its engine with scheduler, choice and text. Decoding is 128
-tokens after a prompt of 32 or 512, without the prompt. `of_memory_limit` is what a step reads of the weights over what
-the same threads can read when they do nothing else, measured between the rounds. KL is that of a model's next-token
-distributions to those of fp32, on 512 positions. Of transformers it is 32 tokens: it takes long.
+tokens after a prompt of 32 or 512, without the prompt. `of_memory_limit` is what a step reads of weights and cache over
+what the same threads can read when they do nothing else, measured between the rounds. KL is that of a model's
+next-token distributions to those of fp32, on 512 positions. Of transformers it is 32 tokens: it takes long.
 
 Refused where other programs take more than 5 % of the processor, unless with --anyway.
 """

@@ -30,7 +30,7 @@ from benchmarks.train_ours import decoder, tessera
 from benchmarks.train_peers import NotHereError, Peer, Way, peers
 from benchmarks.train_precision import AS_SHIPPED, IN_FP32, best_fp32, chosen, measurable, peers_way
 from benchmarks.train_shapes import SHAPES, Shape, TrainStep
-from tessera.plan import training_flops
+from tessera.torch_plan import training_flops
 from tessera.train.precision import Precision
 from tessera.train.profile import product_peak
 

@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks.nanogpt import NotHereError
 from benchmarks.train_gpu_contestants import GpuShape, TrainStep, nanogpt, tessera
 from benchmarks.train_ours import decoder
-from tessera.plan import training_flops
+from tessera.torch_plan import training_flops
 from tessera.train.compile import compile_seconds
 from tessera.train.memory import is_out_of_memory
 from tessera.train.precision import Precision

@@ -55,10 +55,10 @@ def test_where_there_are_no_kernels_it_is_said(tmp_path: Path, monkeypatch: pyte
     lines: list[str] = []
     assert text_of(LM.load(run, engine="auto", say=lines.append)) == text_of(LM.load(run))
     (line,) = lines
-    assert "RMSNorm" in line and "PyTorch computes instead" in line
-    with pytest.raises(InputError, match="RMSNorm"):
+    assert "norm is 'layer'" in line and "PyTorch computes instead" in line
+    with pytest.raises(InputError, match="norm is 'layer'"):
         LM.load(run, engine="cpu")
-    with pytest.raises(InputError, match="RMSNorm"):  # PyTorch has no such numbers to fall back to
+    with pytest.raises(InputError, match="norm is 'layer'"):  # PyTorch has no such numbers to fall back to
         LM.load(run, engine="auto", dtype="q8_0")
 
 

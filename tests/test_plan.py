@@ -6,13 +6,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from tessera.building import build_model, build_optimizer
 from tessera.model.decoder import Decoder
 from tessera.model.flow import Flow
 from tessera.model.presets import PRESETS
 from tessera.optim import OPTIMIZERS
-from tessera.plan import active_params, expected_vocabulary, make_plan, product_flops, training_flops
-from tessera.recipe import Recipe, build_model, build_optimizer, load_recipe
+from tessera.plan import expected_vocabulary, make_plan
+from tessera.recipe import Recipe, load_recipe
 from tessera.tokenizers import train_tokenizer
+from tessera.torch_plan import active_params, product_flops, training_flops
 
 SMALL = ("model.d_model=32", "model.n_layers=2", "model.n_heads=4", "model.context=16")
 

@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from tessera.building import build_model, build_optimizer
 from tessera.config import build
 from tessera.data.batches import RandomWindows
 from tessera.data.shards import Shard
 from tessera.objectives import NextToken
 from tessera.optim.schedule import SCHEDULES
 from tessera.plan import make_plan
-from tessera.recipe import build_model, build_optimizer, load_recipe
+from tessera.recipe import load_recipe
 from tessera.train.compile import choose_compilation, lay_out
 from tessera.train.trainer import Trainer
 

@@ -9,12 +9,13 @@ import torch
 import yaml
 
 from tessera import job
+from tessera.building import build_model, build_optimizer, pick_device
 from tessera.cli.train import toml_lines
 from tessera.config import Spec, check, flat
 from tessera.errors import InputError, SettingError
 from tessera.model.presets import PRESETS, depth_settings
 from tessera.model.settings import DecoderSettings
-from tessera.recipe import Recipe, build_model, build_optimizer, load_recipe, pick_device
+from tessera.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ABLATIONS = {"no-norm": "model.norm", "post-norm": "model.placement", "no-positions": "model.position"}

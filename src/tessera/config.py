@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -21,6 +21,8 @@ from pydantic_core import core_schema
 from tessera.errors import InputError, SettingError
 
 S = TypeVar("S", bound=BaseModel)
+EngineName = Literal["torch", "numpy"]
+"""What computes: PyTorch, or NumPy by the formulas of `tessera.scratch`."""
 
 
 def _or_none(value: Any, annotation: Any) -> Any:
@@ -217,17 +219,22 @@ def _copy(node: Any) -> Any:
     return {key: _copy(value) for key, value in node.items()} if isinstance(node, Mapping) else node
 
 
-def check(model: type[S], content: Mapping[str, Any]) -> S:
-    """`content` as checked settings; the first mistake is a `SettingError` that names its path."""
+def check(model: type[S], content: Mapping[str, Any], *, path: str = "", **given: Any) -> S:
+    """`content` as checked settings; the first mistake is a `SettingError` that names its path.
+
+    `path` is where the content stands in a recipe. `given` is what the settings are checked against beside their own
+    fields, for those that ask for it: a validator finds it in its `info.context`.
+    """
     try:
-        return model.model_validate(content)
+        return model.model_validate(content, context=given)
     except ValidationError as error:
         first = error.errors()[0]
         location = [str(part) for part in first["loc"]]
-        path = ".".join(location)
+        below = [*path.split("."), *location] if path else location
+        path = ".".join(below)
         if first["type"] == "extra_forbidden":
             group = _group(model, location[:-1])
-            where = ".".join(location[:-1]) or "the recipe"
+            where = ".".join(below[:-1]) or "the recipe"
             raise SettingError.unknown(where, location[-1], group.model_fields) from None
         if first["type"] == "missing":
             raise SettingError(path, None, "a value: it has no default") from None

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tessera.building import build_model, build_optimizer, pick_device
 from tessera.config import assign, check
 from tessera.evaluate.syntax import python_share
 from tessera.generate.engine import Engine
@@ -20,7 +21,7 @@ from tessera.job import Result
 from tessera.model.presets import PRESETS
 from tessera.objectives import NextToken
 from tessera.optim.clip import clip_grad_norm
-from tessera.recipe import Recipe, build_model, build_optimizer, pick_device
+from tessera.recipe import Recipe
 
 MINUTES = 5.0
 

@@ -12,36 +12,45 @@ made are opened where they lie: a Hugging Face folder, a GGUF file.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from tessera import __version__
-from tessera.config import Spec, build, check
-from tessera.data.rows import DocumentRows
-from tessera.engines import cpu_backend, graph_backend, guesser_of
+from tessera.config import Spec, check
+from tessera.engines import (
+    check_engine,
+    computes_in_numpy,
+    cpu_backend,
+    form_for,
+    graph_backend,
+    guesser_of,
+    installed,
+    numpy_decoder,
+)
 from tessera.errors import InputError, SettingError
 from tessera.generate.engine import Engine
-from tessera.generate.quantize import stored_tensors
 from tessera.generate.requests import Backend
 from tessera.generate.sampling import Sampling
 from tessera.generate.speculative import Guesser
-from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
 from tessera.models import build_for_use, open_any
-from tessera.objectives import NextToken
-from tessera.optim import OPTIMIZERS, groups
-from tessera.optim.schedule import SCHEDULES
 from tessera.store.folder import remove
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, load_vocabulary, train_tokenizer
-from tessera.tokenizers.chat import Message, encode_chat
-from tessera.train.progress import Progress
-from tessera.train.settings import TrainSettings
-from tessera.train.trainer import Trainer
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+
+    from tessera.model.decoder import Decoder
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
+    from tessera.tokenizers.chat import Message
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+TRAINING = {"torch": "tessera.torch_fit", "numpy": "tessera.numpy_fit"}
+"""Engine -> the module with its training loop, imported when it trains."""
 Say = Callable[[str], None]
 
 
@@ -50,7 +59,7 @@ class LM:
 
     def __init__(
         self,
-        model: Decoder | Backend,
+        model: "Decoder | NumpyDecoder | Backend",
         tokenizer: Tokenizer,
         settings: DecoderSettings,
         *,
@@ -62,9 +71,9 @@ class LM:
         self.engine = Engine(model, tokenizer, guesser=guesser, cache=cache)
 
     @property
-    def model(self) -> Decoder:
-        """The decoder; one that was opened to generate alone has its weights in another form."""
-        if not isinstance(self.engine.model, Decoder):
+    def model(self) -> Any:
+        """The decoder, PyTorch's or NumPy's; one that was opened to generate alone has its weights in another form."""
+        if isinstance(self.engine.model, Backend):
             raise InputError(
                 "this model was opened to generate alone: load it with engine='torch' to train it, to save it or to "
                 "look into it"
@@ -79,25 +88,29 @@ class LM:
         tokenizer: str | Spec = "char",
         vocab: str | Path | None = None,
         seed: int = 1337,
+        engine: str = "torch",
         **settings: Any,
     ) -> "LM":
         """An untrained model whose vocabulary comes from `text`, or from the file or URL `vocab`.
 
         `tokenizer` is a kind ("char", "word", "byte", "bpe") or a spec with its settings; all other keywords are the
-        model's (`DecoderSettings`): `d_model`, `n_layers`, `n_heads`, `d_ff`, `context`, `attention`, ...
+        model's (`DecoderSettings`): `d_model`, `n_layers`, `n_heads`, `d_ff`, `context`, `attention`, ... `engine` is
+        "torch", or "numpy": the same model by the formulas of `tessera.scratch`, which needs no PyTorch.
         """
-        shape = check(DecoderSettings, settings)
+        if engine not in TRAINING:
+            raise SettingError("engine", engine, ", ".join(TRAINING))
+        shape = _checked(settings, engine)
         if vocab is not None:
             made = load_vocabulary(Spec.read(tokenizer).name, str(vocab), **Spec.read(tokenizer).settings)
         else:
             made = train_tokenizer(tokenizer, [text] if isinstance(text, str) else list(text))
-        torch.manual_seed(seed)
-        return cls(Decoder.from_settings(shape, n_vocab=made.n_vocab), made, shape)
+        model = _numpy_decoder(shape, made.n_vocab, seed) if engine == "numpy" else _decoder(shape, made.n_vocab, seed)
+        return cls(model, made, shape)
 
     @property
     def n_params(self) -> int:
         """How many numbers the model has learned or will learn."""
-        return self.model.n_params
+        return int(self.model.n_params)
 
     def fit(
         self,
@@ -118,6 +131,8 @@ class LM:
         """
         if epochs < 1:
             raise SettingError("epochs", epochs, "a whole number from 1")
+        from tessera.data.rows import DocumentRows
+
         texts = [texts] if isinstance(texts, str) else list(texts)
         rows = DocumentRows(
             [self.tokenizer.encode(text, specials="none") for text in texts],
@@ -129,28 +144,25 @@ class LM:
         history: list[float] = []
         losses: list[tuple[float, int]] = []
 
-        def watch(progress: Progress) -> None:
-            losses.append((progress.loss, progress.tokens))
-            if progress.step % rows.steps_per_epoch == 0:
+        def watch(step: int, loss: float, tokens: int) -> None:
+            losses.append((loss, tokens))
+            if step % rows.steps_per_epoch == 0:
                 history.append(sum(loss * n for loss, n in losses) / sum(n for _, n in losses))
                 losses.clear()
                 if callback is not None:
                     callback(len(history), history[-1])
 
-        objective = NextToken(model=self.model, data=rows)
-        spec = Spec.read(optimizer)
-        decay = spec.settings.get("weight_decay")
-        Trainer(
-            objective=objective,
-            optimizer=build(OPTIMIZERS, spec, path="optimizer", params=groups(objective, decay), lr=lr),
-            schedule=build(SCHEDULES, schedule, path="schedule"),
-            settings=check(
-                TrainSettings, {"steps": epochs * rows.steps_per_epoch, "batch_size": batch_size, "clip": clip}
-            ),
+        import_module(TRAINING["numpy" if _is_numpy(self.model) else "torch"]).train(
+            self.model,
+            rows,
+            steps=epochs * rows.steps_per_epoch,
+            optimizer=Spec.read(optimizer),
+            schedule=schedule,
+            lr=lr,
+            clip=clip,
+            seed=seed,
             watch=watch,
-            device=self.model.head_weight.device,
-        ).run()
-        self.model.eval()
+        )
         return history
 
     def generate(self, prompt: str = "", *, n: int | None = None, truncate: bool = False, **sampling: Any) -> Any:
@@ -168,21 +180,23 @@ class LM:
         """
         probabilities = self.engine.next_distribution(prompt)
         result: dict[str, float] = {}
-        for id in probabilities.argsort(descending=True, stable=True).tolist():
+        for id in np.argsort(-probabilities, kind="stable").tolist():
             text = self.tokenizer.decode([id], unknown="replace")
             result[text] = result.get(text, 0.0) + float(probabilities[id])
         ranked = sorted(result.items(), key=lambda item: -item[1])
         return dict(ranked[:top])
 
-    def chat(self, messages: Sequence[Message], sampling: Sampling | None = None, *, truncate: bool = False) -> str:
+    def chat(self, messages: "Sequence[Message]", sampling: Sampling | None = None, *, truncate: bool = False) -> str:
         """The answer to a conversation, `[{"role": "user", "content": "..."}, ...]`, as the model's chat template
         writes it. A model without one is an `InputError`: it knows no roles, only texts that go on."""
         return "".join(self.chat_stream(messages, sampling, truncate=truncate))
 
     def chat_stream(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, *, truncate: bool = False
+        self, messages: "Sequence[Message]", sampling: Sampling | None = None, *, truncate: bool = False
     ) -> Iterator[str]:
         """The same in pieces, each as soon as it is certain."""
+        from tessera.tokenizers.chat import encode_chat
+
         return self.answer_stream(encode_chat(self.tokenizer, messages), sampling, truncate=truncate)
 
     def answer_stream(
@@ -209,7 +223,7 @@ class LM:
             store=store,
             info={"tessera": __version__, "made_by": "LM.save", **(info or {})},
         )
-        tensors = {f"model.{name}": tensor for name, tensor in stored_tensors(self.model).items()}
+        tensors = {f"model.{name}": tensor for name, tensor in _tensors(self.model).items()}
         try:
             run.checkpoints.write(0, tensors, {})
         except BaseException:
@@ -240,38 +254,91 @@ class LM:
         Of a run it is the newest checkpoint that verifies, or `step`. `say` hears of each checkpoint that was skipped,
         and of what was assumed about a model from outside.
 
-        `engine` is "torch"; "cpu", kernels for a model that is not to be changed, several times as fast; or "auto": the
-        kernels on a CPU where they have the model and it is not small, graphs on a GPU, else PyTorch. `dtype` is what
-        the weights are kept in: fp32, bf16 or fp16; for the kernels that of the file unless said, or q8_0, q4_0, q4_1,
-        bf16 or fp32. `cache="int8"` keeps keys and values in a half or a quarter of the memory. `lookup` guesses from
-        what was there before, and `draft` is a smaller model with the same tokenizer that guesses: the same text,
-        sooner.
+        `engine` is "torch"; "cpu", kernels for a model that is not to be changed, several times as fast; "numpy", which
+        needs nothing else; or "auto": the kernels on a CPU where they have the model and it is not small, graphs on a
+        GPU, else PyTorch, or NumPy where that is not installed. `dtype` is what the weights are kept in: fp32, bf16 or
+        fp16; for the kernels that of the file unless said, or q8_0, q4_0, q4_1, bf16 or fp32. `cache="int8"` keeps keys
+        and values in a half or a quarter of the memory. `lookup` guesses from what was there before, and `draft` is a
+        smaller model with the same tokenizer that guesses: the same text, sooner.
         """
         say = say or _warn
-        source = open_any(path, step=step)
+        check_engine(engine, dtype, cache)
+        source = open_any(path, step=step, form=form_for(engine))
         for line in source.notes:
             say(line)
         if source.tokenizer is None:
             raise InputError(f"{path}: there is no tokenizer with the model, so no text can be given to it")
-        if engine == "cpu" and device != "cpu":
-            raise SettingError("device", device, "cpu with engine='cpu'")
+        if engine in ("cpu", "numpy") and device != "cpu":
+            raise SettingError("device", device, f"cpu with engine={engine!r}")
         graphs = engine == "auto" and device.startswith("cuda")
         kernels = "torch" if graphs else engine
         guesser = guesser_of(source.tokenizer, lookup=lookup, draft=draft, engine=kernels, say=say)
         backend = cpu_backend(source, engine=kernels, dtype=dtype, cache=cache, say=say)
-        if backend is None:
+        model: Decoder | NumpyDecoder | Backend
+        if backend is not None:
+            model = backend
+        elif computes_in_numpy(engine):
+            if engine == "auto":
+                say("NumPy computes, as PyTorch is not installed: a large model is slow")
+            model = numpy_decoder(source)
+        else:
             model = build_for_use(source, dtype_named(dtype or "fp32")).to(device).eval()
-            if not graphs:
-                return cls(model, source.tokenizer, source.settings, guesser=guesser, cache=cache)
-            backend = graph_backend(source, model, cache=cache, say=say)
-        return cls(backend, source.tokenizer, source.settings, guesser=guesser)
+            if graphs:
+                model = graph_backend(source, model, cache=cache, say=say)
+        return cls(model, source.tokenizer, source.settings, guesser=guesser, cache=cache)
 
 
-def dtype_named(name: str) -> torch.dtype:
+def dtype_named(name: str) -> "torch.dtype":
     """The float type: fp32, bf16 or fp16."""
     if name not in DTYPES:
         raise SettingError("dtype", name, ", ".join(DTYPES))
-    return DTYPES[name]
+    import torch
+
+    found: torch.dtype = getattr(torch, DTYPES[name])
+    return found
+
+
+def _decoder(settings: DecoderSettings, n_vocab: int, seed: int) -> "Decoder":
+    if not installed("torch"):
+        raise SettingError("engine", "torch", "numpy, as PyTorch is not installed")
+    import torch
+
+    from tessera.model.decoder import Decoder
+
+    torch.manual_seed(seed)
+    return Decoder.from_settings(settings, n_vocab=n_vocab)
+
+
+def _checked(settings: Mapping[str, Any], engine: str) -> DecoderSettings:
+    """The settings of a model, of pieces that the engine has."""
+    if engine != "numpy":
+        return check(DecoderSettings, settings)
+    from tessera.scratch.decoder import SLOTS
+
+    return check(DecoderSettings, settings, slots=SLOTS)
+
+
+def _is_numpy(model: Any) -> bool:
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
+
+    return isinstance(model, NumpyDecoder)
+
+
+def _numpy_decoder(settings: DecoderSettings, n_vocab: int, seed: int) -> "NumpyDecoder":
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
+
+    shape = {name: getattr(settings, name) for name in DecoderSettings.model_fields}
+    return NumpyDecoder(n_vocab=n_vocab, seed=seed, **shape)
+
+
+def _tensors(model: Any) -> Mapping[str, Any]:
+    """What a run keeps of a decoder."""
+    if _is_numpy(model):
+        found: Mapping[str, Any] = model.state()
+        return found
+    from tessera.generate.quantize import stored_tensors
+
+    return stored_tensors(model)
 
 
 def _without_first_space(pieces: Iterator[str]) -> Iterator[str]:

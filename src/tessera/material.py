@@ -10,8 +10,6 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tessera.model.decoder import Decoder
-from tessera.objectives.objective import Objective
 from tessera.recipe import Recipe
 from tessera.tokenizers import Tokenizer
 
@@ -43,8 +41,11 @@ class Material(ABC):
         return recipe
 
     @abstractmethod
-    def objective(self, recipe: Recipe, model: Decoder, tokenizer: Tokenizer) -> Objective:
-        """What is learned, with its batches. The model is what it is before the run."""
+    def objective(self, recipe: Recipe, model: Any, tokenizer: Tokenizer) -> Any:
+        """What is learned, with its batches, for the engine that computes: of torch an `Objective`.
+
+        The model is what it is before the run.
+        """
 
     @abstractmethod
     def describe(self, recipe: Recipe) -> str:
@@ -55,11 +56,11 @@ class Material(ABC):
         return recipe.model.context
 
     @abstractmethod
-    def validate(self, recipe: Recipe, objective: Objective, tokenizer: Tokenizer) -> Figures:
+    def validate(self, recipe: Recipe, objective: Any, tokenizer: Tokenizer) -> Figures:
         """The figures on held-out data while training, VALIDATION among them."""
 
     @abstractmethod
-    def measure(self, recipe: Recipe, objective: Objective, tokenizer: Tokenizer) -> Detailed:
+    def measure(self, recipe: Recipe, objective: Any, tokenizer: Tokenizer) -> Detailed:
         """The figures on all that is held out."""
 
     def measures_before(self, recipe: Recipe) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tessera.adapt import disabled, frozen_sha256, is_frozen
+from tessera.building import build_objective
 from tessera.config import build
 from tessera.data.checkers import CHECKERS, tasks_of
 from tessera.data.conversations import PLAIN, encode_records
@@ -35,7 +36,7 @@ from tessera.objectives.judges import CheckerJudge, Judge, ModelJudge
 from tessera.objectives.objective import Objective
 from tessera.objectives.preference import Preference
 from tessera.objectives.reference import add_reference
-from tessera.recipe import Recipe, SampleSettings, build_objective
+from tessera.recipe import Recipe, SampleSettings
 from tessera.store.files import make_folders, read_bytes, write_bytes_atomic
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer

@@ -7,9 +7,7 @@ from tessera.corpus import check_data
 from tessera.data.prepared import Prepared
 from tessera.evaluate.loss import HeldOutLoss, compressor_bits_per_byte, holds_text, text_loss
 from tessera.material import VALIDATION, Detailed, Figures, Material, Prompt, noted
-from tessera.model.decoder import Decoder
-from tessera.objectives.objective import Objective
-from tessera.recipe import Recipe, build_objective, build_stream, separate_at
+from tessera.recipe import Recipe, build_stream, builder, separate_at
 from tessera.tokenizers import Tokenizer
 
 EVAL_BATCH = 16
@@ -34,8 +32,9 @@ class Text(Material):
     def check(self, recipe: Recipe, tokenizer: Tokenizer) -> list[str]:
         return check_data(recipe, self.prepared, tokenizer)
 
-    def objective(self, recipe: Recipe, model: Decoder, tokenizer: Tokenizer) -> Objective:
-        return build_objective(recipe, model, build_stream(recipe, self.prepared, end_id=tokenizer.end_id))
+    def objective(self, recipe: Recipe, model: Any, tokenizer: Tokenizer) -> Any:
+        stream = build_stream(recipe, self.prepared, end_id=tokenizer.end_id)
+        return builder(recipe.engine).build_objective(recipe, model, stream)
 
     def describe(self, recipe: Recipe) -> str:
         counts, train = self.prepared.counts["train"], recipe.train
@@ -43,11 +42,11 @@ class Text(Material):
         epochs = train.steps * per_step / max(counts.n_tokens, 1)
         return f"{train.steps:,} steps of {per_step:,} tokens: {epochs:.2f} epochs of {counts.n_tokens:,} tokens"
 
-    def validate(self, recipe: Recipe, objective: Objective, tokenizer: Tokenizer) -> Figures:
+    def validate(self, recipe: Recipe, objective: Any, tokenizer: Tokenizer) -> Figures:
         loss = self._loss(recipe, objective, tokenizer, max_tokens=recipe.train.eval_tokens)
         return {VALIDATION: loss.mean} | {f"{VALIDATION}/{name}": each.mean for name, each in loss.sources.items()}
 
-    def measure(self, recipe: Recipe, objective: Objective, tokenizer: Tokenizer) -> Detailed:
+    def measure(self, recipe: Recipe, objective: Any, tokenizer: Tokenizer) -> Detailed:
         """The loss over all held-out text; in bits per byte and beside what compressors need, where the tokens hold all
         of the text."""
         loss = self._loss(recipe, objective, tokenizer, overlap=recipe.train.eval_overlap)
@@ -69,7 +68,7 @@ class Text(Material):
     def _loss(
         self,
         recipe: Recipe,
-        objective: Objective,
+        objective: Any,
         tokenizer: Tokenizer,
         *,
         max_tokens: int | None = None,
@@ -77,7 +76,7 @@ class Text(Material):
     ) -> HeldOutLoss:
         """Over the held-out text in windows, its documents apart where they are so in training."""
         return text_loss(
-            objective.model,  # type: ignore[arg-type]
+            objective.model,
             self.prepared,
             batch_size=EVAL_BATCH,
             separate_at=separate_at(recipe, tokenizer.end_id),

@@ -9,42 +9,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from tessera.corpus import prepare_data, reopen_data
 from tessera.errors import InputError, SettingError
-from tessera.formats.hub import local_path
 from tessera.material import Material
-from tessera.material_examples import Examples
 from tessera.material_text import Text
-from tessera.models import holds_run, open_tokenizer
 from tessera.plan import check_room
 from tessera.provenance import run_info
-from tessera.recipe import Recipe, pick_precision
+from tessera.recipe import Recipe, builder
 from tessera.store.files import make_folders
 from tessera.store.folder import LOCK
 from tessera.store.lock import RunLock
 from tessera.store.run import Run
 from tessera.tokenizers import Tokenizer, tokenizer_from_json
-from tessera.train.distributed import check_way
 from tessera.train.stopwatch import Stopwatch
-from tessera.train.world import World
 from tessera.watcher import Watcher
+
+if TYPE_CHECKING:
+    from tessera.train.world import World
 
 Opened = tuple[Run, Tokenizer, Material]
 
 
-def check_together(recipe: Recipe, world: World) -> None:
-    if world.size > 1:
-        way, n_future = recipe.train.parallel, recipe.model.n_future
-        check_way(way, optimizer=recipe.optimizer.name, n_future=n_future, store=recipe.store)
-        if recipe.reads == "tasks":
-            raise SettingError("objective", recipe.objective.name, "trained in one process, which tries answers out")
-        if way == "fsdp" and recipe.base is not None:
-            raise SettingError("train.parallel", way, "ddp, for a model that goes on from another")
-
-
-def by_the_first(recipe: Recipe, world: World, begin: Callable[[], Opened]) -> Opened:
-    """What `begin` makes in the first process; the others open it when it is there, to read."""
+def by_the_first(recipe: Recipe, world: "World | None", begin: Callable[[], Opened]) -> Opened:
+    """What `begin` makes in the first process, or the only one; the others open it when it is there, to read."""
+    if world is None:
+        return begin()
     made: list[Opened] = []
 
     def act() -> str:
@@ -79,22 +70,24 @@ def create(recipe: Recipe, out: str | Path | None, watcher: Watcher, clock: Stop
             tokenizer_json=tokenizer.to_json(),
             vocabulary=tokenizer.vocabulary(),
             store=recipe.store,
-            info=run_info(recipe, material) | {"precision": pick_precision(recipe).written()},
+            info=run_info(recipe, material) | builder(recipe.engine).chosen(recipe),
             lock=lock,
         )
         if recipe.base is not None:
-            _note_base(run, recipe.base)
+            _note_base(run, recipe)
     return run, tokenizer, material
 
 
 def _make_material(recipe: Recipe, folder: Path, watcher: Watcher, clock: Stopwatch) -> tuple[Tokenizer, Material]:
     """What is learned from, written into `folder`, and the tokenizer that reads it."""
-    tokenizer = None if recipe.base is None else open_tokenizer(recipe.base)
+    tokenizer = None if recipe.base is None else builder(recipe.engine).open_source(recipe.base).tokenizer
     if recipe.reads == "documents":
         tokenizer, prepared = prepare_data(recipe, folder, watcher=watcher, clock=clock, tokenizer=tokenizer)
         return tokenizer, Text(prepared)
     if tokenizer is None:
         raise SettingError("base", None, f"a model: {recipe.objective.name} goes on from one that knows its language")
+    from tessera.material_examples import Examples  # torch is what learns from them
+
     with watcher.phase("read the examples"), clock("read the examples"):
         return Examples.make(recipe, folder, tokenizer)
 
@@ -103,6 +96,8 @@ def reopen_material(recipe: Recipe, run: Run, tokenizer: Tokenizer) -> Material:
     """What the run learns from, proved to be the same."""
     if recipe.reads == "documents":
         return Text(reopen_data(recipe, run, tokenizer))
+    from tessera.material_examples import Examples
+
     return Examples.reopen(recipe, run, tokenizer)
 
 
@@ -121,10 +116,10 @@ def foreseen(recipe: Recipe, resumed: Path | None = None) -> tuple[Recipe, int |
         return material.fitted(recipe), material.longest(recipe)
 
 
-def _note_base(run: Run, base: str) -> None:
-    """The run's lineage, where it begins from another run; else its info says what it begins from."""
-    place = local_path(base)
-    if holds_run(place):
+def _note_base(run: Run, recipe: Recipe) -> None:
+    """The run's lineage, where it begins from another run; else its recipe alone says what it begins from."""
+    place = builder(recipe.engine).run_behind(recipe.base)
+    if place is not None:
         with Run.open(place) as parent:
             run.set_lineage(parent, step=parent.checkpoints.steps()[-1])
 
@@ -169,13 +164,13 @@ def closed_on_error(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def undone_on_error(run: Run, world: World) -> Iterator[None]:
+def undone_on_error(run: Run, world: "World | None") -> Iterator[None]:
     """Leave nothing of a run that was only just made, if the block fails."""
     try:
         with closed_on_error(run):
             yield
     except BaseException:
-        if world.is_first:
+        if world is None or world.is_first:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
 

@@ -5,11 +5,9 @@ import subprocess
 from importlib.metadata import version
 from typing import Any
 
-import torch
-
 from tessera import __version__
 from tessera.material import Material
-from tessera.recipe import Recipe
+from tessera.recipe import Recipe, builder
 
 
 def run_info(recipe: Recipe, material: Material) -> dict[str, Any]:
@@ -17,11 +15,10 @@ def run_info(recipe: Recipe, material: Material) -> dict[str, Any]:
     return {
         "seed": recipe.seed,
         "tessera": __version__,
-        "torch": torch.__version__,
         "numpy": version("numpy"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "threads": torch.get_num_threads(),
+        **builder(recipe.engine).facts(),
         "git_commit": git_commit(),
         **material.info(recipe),
     }

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from tessera.data.shuffle import Purpose, permutation
 from tessera.data.stream import Epochs, Row, Stream
 from tessera.data.tasks import TaskRows
 from tessera.errors import InputError
-from tessera.material_examples import Examples, examples_of
+from tessera.opening import reopen_material
 from tessera.recipe import Recipe, build_stream
 from tessera.store.records import Draw
 from tessera.store.run import Run
@@ -85,7 +86,7 @@ def what_was_read(path: str | Path, *, step: int | None = None, rows: bool = Fal
         recipe = check(Recipe, run.recipe)
         tokenizer = tokenizer_from_json(run.tokenizer_json)
         if recipe.reads != "documents":
-            return _examples_read(Examples.reopen(recipe, run, tokenizer), draw, tokenizer, rows=rows)
+            return _examples_read(reopen_material(recipe, run, tokenizer), draw, tokenizer, rows=rows)
         prepared = reopen_data(recipe, run, tokenizer)
         stream = build_stream(recipe, prepared, end_id=tokenizer.end_id)
         stream.restore(draw.cursor)
@@ -111,8 +112,10 @@ def _source(name: str, stream: Stream, n: int) -> SourceRead:
     return SourceRead(name, n, stream.n_targets(n), n / stream.n_rows)
 
 
-def _examples_read(examples: Examples, draw: Draw, tokenizer: Tokenizer, *, rows: bool) -> StepRead:
+def _examples_read(examples: Any, draw: Draw, tokenizer: Tokenizer, *, rows: bool) -> StepRead:
     """The same of examples: a row has one or several, of which the learned tokens count."""
+    from tessera.material_examples import examples_of  # it brings torch
+
     source = examples.rows["train"].source
     if isinstance(source, TaskRows):
         raise InputError("a run that tries answers to tasks reads what it said itself: nothing of a file")

@@ -1,19 +1,20 @@
-"""The root settings: one recipe says a whole run, and builds every part of it.
+"""The root settings: one recipe says a whole run.
 
 Each room owns its own settings; only this file knows them all. A recipe is checked to the last piece when it is read,
-so that a long run does not stop at a typing mistake in its last step.
+so that a long run does not stop at a typing mistake in its last step. Its `engine` says which pieces there are, and
+builds them: `builder` gives torch's (`tessera.building`) or NumPy's (`tessera.numpy_building`), which is imported then.
 """
 
 from collections.abc import Iterable, Mapping
+from importlib import import_module
+from importlib.util import find_spec
 from inspect import isclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import torch
 from pydantic import BaseModel, Field, ValidationInfo, field_validator, model_validator
 
-from tessera.adapt import ADAPTERS
-from tessera.config import Settings, Spec, assign, build, check, check_spec, flat, override, read_file
+from tessera.config import EngineName, Settings, Spec, assign, build, check, check_spec, flat, override, read_file
 from tessera.data.batches import BATCHES
 from tessera.data.checkers import CHECKERS
 from tessera.data.mixture import Mixture, Source, source_seed
@@ -23,22 +24,28 @@ from tessera.data.shards import Shard
 from tessera.data.stream import Stream
 from tessera.errors import InputError, SettingError
 from tessera.generate.sampling import Sampling
-from tessera.model.decoder import Decoder
 from tessera.model.presets import PRESETS, depth_settings
 from tessera.model.settings import DecoderSettings
-from tessera.models import build_base, open_any, open_base
-from tessera.objectives import OBJECTIVES
-from tessera.objectives.objective import Objective
-from tessera.optim import OPTIMIZERS, Optimizer, groups
 from tessera.optim.schedule import SCHEDULES
 from tessera.tokenizers import check_tokenizer
-from tessera.train.compile import Compilation, choose_compilation, lay_out
-from tessera.train.loader import Prefetched
-from tessera.train.precision import Precision, Shape, choose, go_on
 from tessera.train.settings import TrainSettings
 
-GIVEN = ("model", "data", "base_only", "reference", "teacher", "tokenizer", "judge")
-"""What an objective is given beside its settings, so that a spec may not set it."""
+BUILDERS: dict[str, str] = {"torch": "tessera.building", "numpy": "tessera.numpy_building"}
+"""Engine -> the module that checks what belongs to it, and builds it. All have the same functions."""
+
+
+def builder(engine: EngineName) -> Any:
+    """The module of an engine; it brings torch, if that computes. A `SettingError` where torch is not installed."""
+    if engine == "torch" and find_spec("torch") is None:
+        raise SettingError("engine", engine, "numpy: torch is not installed (pip install torch)")
+    return import_module(BUILDERS[engine])
+
+
+def _builder(others: ValidationInfo) -> Any:
+    """The module of the engine that a recipe says; None where that is wrong, which is told, or is not asked for."""
+    if "engine" not in others.data or (others.context or {}).get("unchecked"):
+        return None
+    return builder(others.data["engine"])
 
 
 class SampleSettings(Settings):
@@ -67,6 +74,8 @@ class Recipe(Settings):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(default=1337, ge=0)
+    engine: EngineName = "torch"
+    """What computes: PyTorch, or NumPy alone, by the formulas of `tessera.scratch`."""
     store: Literal["files", "sqlite"] = "files"
     base: str | None = None
     """The model to begin from: a run, a Hugging Face folder, a GGUF file, hf:OWNER/NAME. It brings its shape and its
@@ -92,36 +101,40 @@ class Recipe(Settings):
     def _tokenizer(cls, spec: Spec) -> Spec:
         return check_tokenizer(spec)
 
+    @field_validator("model", mode="before")
+    @classmethod
+    def _pieces(cls, content: Any, others: ValidationInfo) -> Any:
+        """The model with the pieces that the engine has."""
+        if not isinstance(content, Mapping):
+            return content
+        engine = _builder(others)
+        return check(DecoderSettings, content, path="model", slots=None if engine is None else engine.SLOTS)
+
     @field_validator("model")
     @classmethod
-    def _model(cls, settings: DecoderSettings) -> DecoderSettings:
-        with torch.device("meta"):  # takes no memory, and finds the pieces that do not fit together
-            Decoder.from_settings(settings, n_vocab=1)
+    def _model(cls, settings: DecoderSettings, others: ValidationInfo) -> DecoderSettings:
+        engine = _builder(others)
+        if engine is not None:
+            engine.check_model(settings)
         return settings
 
     @field_validator("objective")
     @classmethod
-    def _objective(cls, spec: Spec) -> Spec:
-        return check_spec(OBJECTIVES, spec, "objective", given=GIVEN)
+    def _objective(cls, spec: Spec, others: ValidationInfo) -> Spec:
+        engine = _builder(others)
+        return spec if engine is None else engine.check_objective(spec)
 
     @field_validator("adapt")
     @classmethod
-    def _adapt(cls, spec: Spec | None) -> Spec | None:
-        if spec is None:
-            return None
-        spec = check_spec(ADAPTERS, spec, "adapt")
-        build(ADAPTERS, spec, path="adapt")
-        return spec
+    def _adapt(cls, spec: Spec | None, others: ValidationInfo) -> Spec | None:
+        engine = _builder(others)
+        return spec if engine is None or spec is None else engine.check_adapt(spec)
 
     @field_validator("optimizer")
     @classmethod
     def _optimizer(cls, spec: Spec, others: ValidationInfo) -> Spec:
-        spec = check_spec(OPTIMIZERS, spec, "optimizer", given=("params",))
-        if "model" in others.data:  # else the model is wrong, which is told
-            with torch.device("meta"):
-                model = Decoder.from_settings(others.data["model"], n_vocab=1)
-            build(OPTIMIZERS, spec, path="optimizer", params=groups(model))
-        return spec
+        engine = _builder(others)
+        return spec if engine is None else engine.check_optimizer(spec, others.data.get("model"))
 
     @field_validator("schedule")
     @classmethod
@@ -131,9 +144,11 @@ class Recipe(Settings):
         return spec
 
     @model_validator(mode="after")
-    def _together(self) -> Self:
+    def _together(self, info: ValidationInfo) -> Self:
         """What belongs to an objective is there, and nothing that it has no use for."""
-        name, reads = self.objective.name, OBJECTIVES[self.objective.name].reads
+        if (info.context or {}).get("unchecked"):
+            return self
+        name, reads = self.objective.name, self.reads
         judges = [each for each in (self.reward.checker, self.reward.model) if each is not None]
         if len(judges) != (reads == "tasks"):
             known = "one of reward.checker and reward.model" if reads == "tasks" else f"nothing with {name}"
@@ -142,12 +157,13 @@ class Recipe(Settings):
             raise SettingError("teacher", self.teacher, "a model" if name == "distillation" else f"none with {name}")
         if reads != "documents" and self.data.mixture:
             raise SettingError("data.mixture", len(self.data.mixture), f"data.source: {name} reads {reads}, not texts")
+        builder(self.engine).check_whole(self)
         return self
 
     @property
     def reads(self) -> str:
         """What its objective's batches are made of."""
-        return OBJECTIVES[self.objective.name].reads
+        return str(builder(self.engine).reads(self.objective))
 
     def written(self) -> dict[str, Any]:
         """The resolved recipe as plain JSON-able data; `check(Recipe, ...)` reads it back."""
@@ -162,8 +178,12 @@ def load_recipe(
     preset: str | None = None,
     depth: int | None = None,
     base: Mapping[str, Any] | None = None,
+    for_data: bool = False,
 ) -> Recipe:
-    """A checked recipe. What comes later wins: `base`, file, `preset` or `depth`, `sources`, then `overrides`."""
+    """A checked recipe. What comes later wins: `base`, file, `preset` or `depth`, `sources`, then `overrides`.
+
+    With `for_data`, for who reads text with it alone, what the engine would say of the rest is not asked.
+    """
     content = dict(base or {})
     if path is not None:
         content = _merged(content, read_file(path))
@@ -185,7 +205,7 @@ def load_recipe(
     names = {text.partition("=")[0].strip() for text in overrides}
     if "train.steps" in names and "data.examples.epochs" not in names:  # the later word on how long it is
         content = assign(content, {"data.examples.epochs": None})
-    return check(Recipe, content)
+    return check(Recipe, content, unchecked=for_data)
 
 
 def _default_pieces(settings: type[BaseModel], path: str = "") -> dict[str, Spec]:
@@ -232,7 +252,7 @@ def settled(recipe: Recipe) -> Recipe:
         raise SettingError("adapt", recipe.adapt.written(), "none without a base: fresh weights are learned whole")
     if recipe.base is None:
         return recipe
-    source = open_any(recipe.base)
+    source = builder(recipe.engine).open_source(recipe.base)
     if source.tokenizer is None:
         raise InputError(f"{recipe.base}: there is no tokenizer with the model, so no text can be given to it")
     for name, found in (("model", source.settings), ("n_vocab", source.n_vocab)):
@@ -250,41 +270,6 @@ def settled(recipe: Recipe) -> Recipe:
 def absolute(model: str) -> str:
     """The place of a model wherever it is looked up from; hf:OWNER/NAME stays."""
     return str(Path(model).absolute()) if Path(model).exists() else model
-
-
-def pick_device(name: str, setting: str = "train.device") -> torch.device:
-    """The device that a setting names; `auto` takes CUDA, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise SettingError(setting, name, f"a device of this machine ({str(error).splitlines()[0]})") from None
-    return device
-
-
-def pick_precision(recipe: Recipe, kept: Mapping[str, Any] | None = None) -> Precision:
-    """What `train.precision` means here; `kept` is the choice that "auto" made when a run was started."""
-    shape, train = recipe.model, recipe.train
-    device = pick_device(train.device)
-    measured = Shape(shape.d_model, shape.n_heads, shape.context, train.batch_size, compiled=train.compile is True)
-    if train.precision == "auto" and kept is not None:
-        return go_on(Precision(**kept), device, measured)
-    return choose(train.precision, device, measured, exact=recipe.adapt is not None or recipe.reads != "documents")
-
-
-def pick_compilation(recipe: Recipe) -> Compilation:
-    """What `train.compile` means here."""
-    return choose_compilation(recipe.train.compile, pick_device(recipe.train.device))
-
-
-def build_model(recipe: Recipe, n_vocab: int, *, beside: Path | None = None) -> Decoder:
-    """The recipe's model: its base, which may lie `beside` a run, or fresh weights, drawn from the recipe's seed."""
-    torch.manual_seed(recipe.seed)
-    if recipe.base is None:
-        return Decoder.from_settings(recipe.model, n_vocab=recipe.n_vocab or n_vocab)
-    return build_base(open_base(recipe.base, beside=beside), recipe.adapt)
 
 
 def separate_at(recipe: Recipe, end_id: int | None) -> int | None:
@@ -322,18 +307,3 @@ def build_stream(recipe: Recipe, prepared: Prepared, *, end_id: int | None = Non
         for number, part in enumerate(prepared.parts)
     ]
     return Mixture(sources=sources, batch_size=recipe.train.batch_size)
-
-
-def build_objective(recipe: Recipe, model: Decoder, data: Any, **given: Any) -> Objective:
-    """What is learned, with its batches; `given` is what else an objective may be given (GIVEN)."""
-    lay_out(model, compilation=pick_compilation(recipe), checkpointing=recipe.train.checkpointing)
-    if recipe.train.prefetch and recipe.reads != "tasks":  # answers are tried with the weights of the moment
-        pin = pick_device(recipe.train.device).type == "cuda"
-        data = Prefetched(data, depth=recipe.train.prefetch, pin=pin)
-    return build(OBJECTIVES, recipe.objective, path="objective", model=model, data=data, **given)
-
-
-def build_optimizer(recipe: Recipe, objective: Objective) -> Optimizer:
-    """The optimizer over all of the objective's parameters; decay, where it has one, on matrices only."""
-    decay = recipe.optimizer.settings.get("weight_decay")
-    return build(OPTIMIZERS, recipe.optimizer, path="optimizer", params=groups(objective, decay))

@@ -12,7 +12,7 @@ from tessera.adapt import Lora, adapted, base_sha256, disabled, merge_and_remove
 from tessera.adapt.low_rank import Decomposed, LowRank
 from tessera.adapt.peft_form import load_adapter, save_adapter
 from tessera.formats import ModelSource, open_model
-from tessera.formats.huggingface import export_huggingface
+from tessera.formats.huggingface_out import export_huggingface
 from tessera.model.decoder import Decoder
 from tessera.model.linear import Linear
 

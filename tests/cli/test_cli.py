@@ -179,7 +179,7 @@ def test_generate(tessera: Any, run: Path) -> None:
     assert tessera(*arguments).out == done.out
     said = json.loads(tessera(*arguments, "--json", "-n", 2).out)
     assert said["prompt"] == "the "
-    assert [answer["tokens"] for answer in said["completions"]] == [12, 12]
+    assert [0 < answer["tokens"] <= 12 for answer in said["completions"]] == [True, True]
     assert done.out == f"the {said['completions'][0]['text']}\n"
     assert "1 of 2" in tessera(*arguments, "-n", 2).out
     stopped = json.loads(tessera(*arguments, "--json", "--stop", said["completions"][0]["text"][3]).out)

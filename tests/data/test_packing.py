@@ -87,7 +87,7 @@ def test_each_document_is_there_once_an_epoch_and_sees_no_other(
             assert batch.documents_BT is not None
             for inputs, targets, numbers in zip(batch.inputs_BT, batch.targets_BT, batch.documents_BT, strict=True):
                 assert numbers.tolist() == sorted(numbers.tolist())
-                for number in numbers.unique():
+                for number in np.unique(numbers):
                     own = numbers == number
                     piece = (tuple(inputs[own].tolist()), tuple(targets[own].tolist()))
                     if set(piece[1]) == {IGNORE}:
@@ -183,7 +183,7 @@ def test_a_packed_document_has_the_loss_that_it_has_alone(shape: dict[str, Any])
                 logits = model(torch.tensor([inputs]))[0]
             alone[(*inputs, -1, *targets)] = cross_entropy(logits, torch.tensor(targets), reduction="none")
     n_compared = 0
-    for batch in epoch_of(stream):
+    for batch in (each.to("cpu") for each in epoch_of(stream)):
         flow = Flow.of(batch.inputs_BT, documents_BT=batch.documents_BT)
         with torch.no_grad():
             logits_BTV = model(batch.inputs_BT, flow=flow)

@@ -97,7 +97,7 @@ class Tiny:
         shape = {"context": CONTEXT, "d_model": 12, "n_layers": 2, "n_heads": 2, "d_ff": 20}
         self.model = Decoder(n_vocab=N_VOCAB, **(shape | (model or {})))  # type: ignore[arg-type]
         data = DocumentRows(texts(lengths), context=CONTEXT, batch_size=batch_size)
-        held_out = [next(data), next(data)]
+        held_out = [next(data).to("cpu"), next(data).to("cpu")]
         data.epoch = data.position = 0
         self.objective = Prone(model=self.model, data=data)
         happens = None if accident is None else Accident(**accident)

@@ -9,7 +9,7 @@ from tests.formats.foreign_models import N_VOCAB, tokenizer
 
 from tessera.config import check
 from tessera.errors import InputError, SettingError
-from tessera.formats import EXPORTS, export_model, huggingface, open_model
+from tessera.formats import EXPORTS, export_model, huggingface_out, open_model
 from tessera.lm import LM
 from tessera.model.attention import ATTENTIONS
 from tessera.model.decoder import Decoder
@@ -138,7 +138,7 @@ def test_a_tokenizer_without_such_a_form_is_refused_before_a_tensor_is_written(
     def write(*_: object) -> int:
         raise AssertionError("tensors are written")
 
-    monkeypatch.setattr(huggingface, "_write_tensors", write)
+    monkeypatch.setattr(huggingface_out, "_write_tensors", write)
     made = CharTokenizer.train(["abc"])
     with pytest.raises(SettingError, match=r"^tokenizer = 'char': expected bpe, byte, .*unigram"):
         export_model(*parts(made), tmp_path / NAMES[to], to=to)
@@ -147,13 +147,13 @@ def test_a_tokenizer_without_such_a_form_is_refused_before_a_tensor_is_written(
 
 def test_the_tokenizer_is_written_before_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is what may still be refused."""
-    write = huggingface._write_tensors
+    write = huggingface_out._write_tensors
     there: list[str] = []
 
     def watched(folder: Path, *rest: Any) -> int:
         there.extend(path.name for path in folder.iterdir())
         return write(folder, *rest)
 
-    monkeypatch.setattr(huggingface, "_write_tensors", watched)
+    monkeypatch.setattr(huggingface_out, "_write_tensors", watched)
     export_model(*parts(), tmp_path / "out", to="hf")
     assert "tokenizer.json" in there

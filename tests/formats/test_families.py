@@ -11,7 +11,7 @@ from tests.formats.foreign_models import FAMILIES, ids, load, make, tokenizer
 
 from tessera.formats import open_model
 from tessera.formats.families.filled import fill, shortest_pattern
-from tessera.formats.huggingface import export_huggingface
+from tessera.formats.huggingface_out import export_huggingface
 
 SAME = 1e-4
 

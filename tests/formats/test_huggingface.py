@@ -13,7 +13,7 @@ from tests.formats.foreign_models import ids, load, make, tokenizer
 
 from tessera.config import check
 from tessera.errors import FormatError, InputError, SettingError
-from tessera.formats import export_model, huggingface, open_model
+from tessera.formats import export_model, huggingface_out, open_model
 from tessera.formats.families import FAMILIES
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
@@ -175,7 +175,7 @@ def test_shards_both_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     theirs.save_pretrained(tmp_path / "in", max_shard_size="50KB")
     assert len(list((tmp_path / "in").glob("*.safetensors"))) > 2
     source = open_model(tmp_path / "in")
-    monkeypatch.setattr(huggingface, "MAX_SHARD", 40_000)
+    monkeypatch.setattr(huggingface_out, "MAX_SHARD", 40_000)
     export_model(source.settings, source.n_vocab, source.build().state_dict(), tokenizer(), tmp_path / "out", to="hf")
     written = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(written) > 2 and written[0] == f"model-00001-of-{len(written):05d}.safetensors"

@@ -12,7 +12,8 @@ from torch import Tensor
 from tessera.errors import FormatError
 from tessera.formats import safetensors_file
 from tessera.formats.json_file import parse_json_object
-from tessera.formats.safetensors_file import Entry, SafetensorsFile, SafetensorsModel, open_shards, write_safetensors
+from tessera.formats.safetensors_file import SafetensorsFile, SafetensorsModel, open_shards
+from tessera.formats.safetensors_out import Entry, write_safetensors
 
 
 def some_tensors() -> dict[str, Tensor]:
@@ -35,7 +36,7 @@ def test_reads_what_the_library_wrote(dtype: torch.dtype, tmp_path: Path, monkey
     model = SafetensorsModel(path, [SafetensorsFile(path)])
     assert model.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name, tensor in tensors.items():
-        read = model.read(name, dtype)
+        read = model.tensor(name, dtype)
         assert read.dtype == dtype
         assert torch.equal(read, tensor.to(dtype))
     assert model.same("wide", "wide") and not model.same("wide", "half")
@@ -126,7 +127,7 @@ def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     file = SafetensorsFile(path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(FormatError, match="it ended at byte"):
-        file.read_into("a", torch.empty(100))
+        file.tensor_into("a", torch.empty(100))
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_shards(tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"t0": "0.safetensors", "t1": "1.safetensors"}}))
     model = open_shards(index)
-    assert [model.read(f"t{i}", torch.float32).tolist() for i in range(2)] == [[0, 0], [1, 1]]
+    assert [model.tensor(f"t{i}", torch.float32).tolist() for i in range(2)] == [[0, 0], [1, 1]]
 
 
 @pytest.mark.parametrize(

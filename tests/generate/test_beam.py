@@ -2,23 +2,24 @@
 
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 from tessera.errors import InputError, SettingError
 from tessera.generate.beam import Beam, BeamSearch, beam_search
+from tessera.generate.logits import log_softmax
 
 V, END = 7, 6
 
 
 def language(seed: int, n_vocab: int = V):
     """Log-probabilities that depend on the last two tokens."""
-    table = 1.5 * torch.randn(n_vocab + 1, n_vocab + 1, n_vocab, generator=torch.Generator().manual_seed(seed))
-    table = table.double().log_softmax(-1)
+    table = log_softmax(1.5 * np.random.default_rng(seed).standard_normal((n_vocab + 1, n_vocab + 1, n_vocab)))
 
-    def score(prefixes: list[list[int]], rows: list[int]) -> torch.Tensor:
-        return torch.stack(
+    def score(prefixes: list[list[int]], rows: list[int]) -> np.ndarray:
+        return np.stack(
             [table[prefix[-2] if len(prefix) > 1 else -1, prefix[-1] if prefix else -1] for prefix in prefixes]
         )
 
@@ -59,7 +60,7 @@ def test_rows_say_which_beam_goes_on():
     score = language(1)
     cache = [[3]]
 
-    def cached(prefixes: list[list[int]], rows: list[int]) -> torch.Tensor:
+    def cached(prefixes: list[list[int]], rows: list[int]) -> np.ndarray:
         nonlocal cache
         cache = [
             [*cache[row], prefix[-1]] if len(prefix) > 1 else cache[row]
@@ -74,25 +75,25 @@ def test_rows_say_which_beam_goes_on():
 
 
 def test_equal_scores_are_in_the_order_of_beams_and_ids():
-    def flat(prefixes: list[list[int]], rows: list[int]) -> torch.Tensor:
-        return torch.zeros(len(prefixes), 4).log_softmax(-1)
+    def flat(prefixes: list[list[int]], rows: list[int]) -> np.ndarray:
+        return log_softmax(np.zeros((len(prefixes), 4)))
 
     found = beam_search(flat, beams=3, max_tokens=2, n=3)
     assert [beam.ids for beam in found] == [(0, 0), (0, 1), (0, 2)]
 
 
 def test_what_is_impossible_is_never_taken():
-    only = torch.full((1, 5), -torch.inf)
+    only = np.full((1, 5), -np.inf)
     only[0, 3] = 0.0
-    found = beam_search(lambda prefixes, rows: only.expand(len(prefixes), -1), beams=3, max_tokens=2, n=3)
+    found = beam_search(lambda prefixes, rows: np.broadcast_to(only, (len(prefixes), 5)), beams=3, max_tokens=2, n=3)
     assert found == [Beam((3, 3), 0.0)]
     search = BeamSearch(beams=2, max_tokens=3)
     with pytest.raises(InputError, match="no token is left"):
-        search.step(torch.full((1, 5), -torch.inf))
+        search.step(np.full((1, 5), -np.inf))
     with pytest.raises(InputError, match="NaN"):
-        search.step(torch.full((1, 5), torch.nan))
+        search.step(np.full((1, 5), np.nan))
     with pytest.raises(InputError, match="1 beams are running, not 2"):
-        search.step(torch.zeros(2, 5))
+        search.step(np.zeros((2, 5)))
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,8 @@ def theirs() -> transformers.LlamaForCausalLM:
 @pytest.mark.parametrize("ends", [[9], [8, 9]])
 def test_equals_transformers(theirs, early_stopping, length_penalty, ends):
     @torch.inference_mode()
-    def score(prefixes: list[list[int]], rows: list[int]) -> torch.Tensor:
-        return theirs(torch.tensor(prefixes)).logits[:, -1].log_softmax(-1)
+    def score(prefixes: list[list[int]], rows: list[int]) -> np.ndarray:
+        return theirs(torch.tensor(prefixes)).logits[:, -1].log_softmax(-1).numpy()
 
     for prompt, beams in (([1, 2, 3], 2), ([5], 5), ([7, 7, 4, 2], 3)):
         found = beam_search(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -14,6 +15,7 @@ from tessera.generate.beam import beam_search
 from tessera.generate.beam_cache import BeamCache, blocks_needed
 from tessera.generate.blocks import Blocks
 from tessera.generate.engine import Engine
+from tessera.generate.logits import log_softmax
 from tessera.generate.sampling import Sampling
 from tessera.generate.torch_step import TorchStep
 
@@ -23,8 +25,8 @@ from tessera.generate.torch_step import TorchStep
 def test_each_beam_reads_what_it_has_said(size: int, width: int) -> None:
     """Over a backend whose logits say what it has read."""
 
-    def uncached(prefixes: list[list[int]], rows: list[int]) -> torch.Tensor:
-        return torch.stack([said_after(prefix) for prefix in prefixes]).double().log_softmax(-1)
+    def uncached(prefixes: list[list[int]], rows: list[int]) -> np.ndarray:
+        return log_softmax(np.stack([said_after(prefix) for prefix in prefixes]).astype(np.float64))
 
     for prompt in ([7], list(range(8)), list(range(11))):
         settings = {"beams": width, "max_tokens": 10, "ends": [BYTES.end_id], "n": width}

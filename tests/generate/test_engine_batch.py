@@ -48,8 +48,8 @@ def test_cached_equals_uncached_while_others_end(attention: str, temperature: fl
             end = None
             for _ in range(20):
                 with torch.no_grad():
-                    logits = model(torch.tensor([ids]))[:, -1, : BYTES.n_vocab]
-                id = int(sample(logits, sampling, [generator]))
+                    logits = model(torch.tensor([ids]))[:, -1, : BYTES.n_vocab].numpy()
+                id = int(sample(logits, sampling, [generator])[0])
                 if id == BYTES.end_id:
                     end = id
                     break

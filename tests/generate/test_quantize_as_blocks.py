@@ -23,7 +23,7 @@ def test_the_blocks_have_the_same_numbers(kind: str, block: str, group: int) -> 
     weight = quantized(kind, 192, group)
     found = as_blocks(weight)
     assert found is not None and found[0] == block
-    same = QuantizedWeight(kind=block, shape=weight.shape, parts={"blocks": found[1]()})
+    same = QuantizedWeight(kind=block, shape=weight.shape, parts={"blocks": torch.from_numpy(found[1]())})
     torch.testing.assert_close(same.whole(), weight.whole(), rtol=2**-10, atol=0.0 if kind != "int8" else 1e-3)
     torch.testing.assert_close(same.read()[0], weight.read()[0])
 

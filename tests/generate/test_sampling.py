@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from tessera.errors import InputError, SettingError
 from tessera.generate import sampling as S
 from tessera.generate.sampling import Guidance, Mirostat, Sampling
 
-LOGITS_BV = 3 * torch.randn(16, 50, generator=torch.Generator().manual_seed(0))
+LOGITS_BV = 3 * np.random.default_rng(0).standard_normal((16, 50), dtype=np.float32)
 PROMPT, ANSWER = [0, 3], [2, 2, 6]
 
 
@@ -87,20 +88,28 @@ CHI_SQUARE = {
 }
 
 
+def drawn_plainly(logits_BV: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """One running sum a row, and the first place beyond the number's share of it."""
+    cumulative_BV = np.exp((logits_BV - logits_BV.max(axis=-1, keepdims=True)).astype(np.float64)).cumsum(axis=-1)
+    total_B = cumulative_BV[:, -1]
+    target_B = np.minimum(uniforms * total_B, np.nextafter(total_B, 0.0))
+    return (cumulative_BV <= target_B[:, None]).sum(axis=-1)
+
+
 @pytest.mark.parametrize("case", CHI_SQUARE)
 def test_draws_follow_the_formula(case):
     """Pearson's chi-square of 100,000 draws; a right sampler fails at this level once in ten thousand seeds."""
     n = 100_000
     logits = [2.0, 1.0, 0.5, 0.0, -0.5, -1.0, 1.5, -math.inf]
     settings = CHI_SQUARE[case]
-    previous_BT = torch.tensor([PROMPT + ANSWER])
-    (generator,) = S.row_generators(7, 1)
-    uniforms = torch.rand(n, generator=generator, dtype=torch.float64).tolist()
-    found_BV = S.filtered(torch.tensor([logits]), Sampling(**settings), previous_BT, n_prompt=len(PROMPT))
-    ids = S.drawn_together(found_BV.expand(n, -1), uniforms)
+    previous_BT = np.array([PROMPT + ANSWER])
+    uniforms = S.row_generators(7, 1)[0].random(n)
+    logits_BV = np.array([logits], np.float32)
+    found_BV = S.filtered(logits_BV, Sampling(**settings), previous_BT, n_prompt=len(PROMPT))
+    ids = drawn_plainly(np.broadcast_to(found_BV, (n, 8)), uniforms)
     if case == "together":  # one after the other, as an engine draws; slower
-        assert S.draw(found_BV.expand(n, -1), S.row_generators(7, 1) * n).equal(ids)
-    counts_V = torch.bincount(ids, minlength=8)
+        np.testing.assert_array_equal(S.draw(np.broadcast_to(found_BV, (n, 8)), S.row_generators(7, 1) * n), ids)
+    counts_V = torch.from_numpy(np.bincount(ids, minlength=8))
     probs_V = torch.tensor(by_formula(logits, settings), dtype=torch.float64)
     possible = probs_V > 0
     assert counts_V[~possible].sum() == 0
@@ -113,67 +122,65 @@ def test_draws_follow_the_formula(case):
 
 def test_sample_is_the_filters_and_a_draw():
     settings = Sampling(temperature=1.3, top_p=0.9, repetition_penalty=1.2, seed=1)
-    previous_BT = torch.arange(16)[:, None]
+    previous_BT = np.arange(16)[:, None]
     expected = S.draw(S.filtered(LOGITS_BV, settings, previous_BT), S.row_generators(1, 16))
-    assert S.sample(LOGITS_BV, settings, S.row_generators(1, 16), previous_BT).equal(expected)
+    np.testing.assert_array_equal(S.sample(LOGITS_BV, settings, S.row_generators(1, 16), previous_BT), expected)
 
 
 def test_a_row_does_not_depend_on_the_others():
     settings = Sampling(temperature=0.9, top_k=40, top_p=0.9, min_p=0.01, typical=0.9)
-    logits_BV = torch.randn(5, 999, generator=torch.Generator().manual_seed(2))
+    logits_BV = np.random.default_rng(2).standard_normal((5, 999), dtype=np.float32)
     together_BV = S.filtered(logits_BV, settings)
     for row in range(5):
-        assert torch.equal(S.filtered(logits_BV[row : row + 1], settings)[0], together_BV[row])
+        np.testing.assert_array_equal(S.filtered(logits_BV[row : row + 1], settings)[0], together_BV[row])
 
 
 @pytest.mark.parametrize("n_vocab", [1, 7, 256, 1000])
 def test_a_draw_finds_the_place_that_one_running_sum_has(n_vocab):
-    """The sums in blocks against those of the whole row, which the rows on a GPU use."""
-    generators = S.row_generators(3, 200)
-    uniforms = [
-        torch.rand((), generator=generator, dtype=torch.float64).item() for generator in S.row_generators(3, 200)
-    ]
-    logits_BV = 3 * torch.randn(200, n_vocab, generator=torch.Generator().manual_seed(n_vocab))
+    """The sums in blocks against those of the whole row."""
+    uniforms = np.array([generator.random() for generator in S.row_generators(3, 200)])
+    logits_BV = 3 * np.random.default_rng(n_vocab).standard_normal((200, n_vocab), dtype=np.float32)
     logits_BV[:, 1::3] = -math.inf
-    assert S.draw(logits_BV, generators).equal(S.drawn_together(logits_BV, uniforms))
+    found_B = S.draw(logits_BV, S.row_generators(3, 200))
+    np.testing.assert_array_equal(found_B, drawn_plainly(logits_BV, uniforms))
 
 
 def test_greedy_takes_the_lowest_of_equal_ids_and_no_random_number():
-    logits_BV = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 0.0]])
+    logits_BV = np.array([[1.0, 3.0, 3.0], [2.0, 2.0, 0.0]])
     assert S.sample(logits_BV, Sampling(temperature=0), []).tolist() == [1, 0]
     assert S.sample(logits_BV, Sampling(top_k=1, seed=3), S.row_generators(3, 2)).tolist() == [1, 0]
-    penalised = S.sample(logits_BV, Sampling(temperature=0, repetition_penalty=9), [], torch.tensor([[1], [0]]))
+    penalised = S.sample(logits_BV, Sampling(temperature=0, repetition_penalty=9), [], np.array([[1], [0]]))
     assert penalised.tolist() == [2, 1]
     assert S.sample(logits_BV, Sampling(temperature=0, logit_bias={0: 2.5}), []).tolist() == [0, 0]
 
 
 def test_no_temperature_is_too_small():
-    assert S.sample(LOGITS_BV, Sampling(temperature=1e-300), S.row_generators(0, 16)).equal(LOGITS_BV.argmax(-1))
+    found_B = S.sample(LOGITS_BV, Sampling(temperature=1e-300), S.row_generators(0, 16))
+    np.testing.assert_array_equal(found_B, LOGITS_BV.argmax(-1))
 
 
 @pytest.mark.parametrize(("uniform", "id"), [(0.0, 1), (1 - 2**-53, 2)])
 def test_a_draw_never_takes_an_impossible_token(uniform, id, monkeypatch):
-    logits_BV = torch.tensor([[-math.inf, 0.0, 0.1, -math.inf]])
+    logits_BV = np.array([[-math.inf, 0.0, 0.1, -math.inf]])
     monkeypatch.setattr(S, "uniform", lambda generator: uniform)
-    assert S.draw(logits_BV, [torch.Generator()]).tolist() == [id]
-    assert S.drawn_together(logits_BV, [uniform]).tolist() == [id]
+    assert S.draw(logits_BV, S.row_generators(0, 1)).tolist() == [id]
 
 
 def test_streams_depend_on_seed_and_row_alone():
     def numbers(seed: int | None, n: int) -> list[float]:
-        return [torch.rand((), generator=generator).item() for generator in S.row_generators(seed, n)]
+        return [generator.random() for generator in S.row_generators(seed, n)]
 
-    state = torch.get_rng_state()
+    state = np.random.get_state(legacy=False)
     assert numbers(5, 3) == numbers(5, 8)[:3]
     assert len(set(numbers(5, 8) + numbers(6, 8))) == 16
     assert numbers(None, 1) != numbers(None, 1)
-    assert torch.equal(torch.get_rng_state(), state), "the global generator has moved"
+    assert repr(np.random.get_state(legacy=False)) == repr(state), "the global generator has moved"
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_logits_that_are_not_finite_are_an_error(temperature, bad):
-    logits_BV = torch.zeros(2, 4)
+    logits_BV = np.zeros((2, 4), np.float32)
     logits_BV[1, 2] = bad
     with pytest.raises(InputError, match="not finite"):
         S.sample(logits_BV, Sampling(temperature=temperature), S.row_generators(0, 2))
@@ -182,12 +189,12 @@ def test_logits_that_are_not_finite_are_an_error(temperature, bad):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nothing_left_to_choose_is_an_error(temperature):
     with pytest.raises(InputError, match="no token is left"):
-        S.sample(torch.full((1, 4), -math.inf), Sampling(temperature=temperature), S.row_generators(0, 1))
+        S.sample(np.full((1, 4), -math.inf), Sampling(temperature=temperature), S.row_generators(0, 1))
 
 
-def test_bfloat16_logits_are_judged_in_float32():
-    logits_BV = LOGITS_BV.bfloat16()
-    assert S.filtered(logits_BV, Sampling(top_p=0.9)).dtype == torch.float32
+def test_logits_in_half_precision_are_judged_in_float32():
+    logits_BV = LOGITS_BV.astype(np.float16)
+    assert S.filtered(logits_BV, Sampling(top_p=0.9)).dtype == np.float32
 
 
 WRONG = [

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from tessera.errors import InputError, SettingError
 from tessera.generate.blocks import block_key
+from tessera.generate.logits import log_softmax
 from tessera.generate.requests import Completion, Event, StepRows
 from tessera.generate.sampling import Sampling
 from tessera.generate.scheduler import Scheduler
@@ -28,21 +27,21 @@ class Reader:
         self.memory = np.full((n_blocks, size), -1)
         self.steps: list[StepRows] = []
 
-    def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
+    def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> np.ndarray:
         self.steps.append(rows)
         for id, sequence, position in zip(rows.ids, rows.sequences, rows.positions, strict=True):
             self.memory[tables[sequence][position // self.block_size], position % self.block_size] = id
         found = [self.logits(rows.sequences[i], rows.positions[i], tables) for i in rows.wanted]
-        return torch.stack(found) if found else torch.empty(0, self.n_vocab)
+        return np.stack(found) if found else np.empty((0, self.n_vocab), np.float32)
 
-    def logits(self, sequence: int, position: int, tables: Sequence[Sequence[int]]) -> Tensor:
+    def logits(self, sequence: int, position: int, tables: Sequence[Sequence[int]]) -> np.ndarray:
         seen = self.memory[tables[sequence]].reshape(-1)[: position + 1]
         return said_after(seen.tolist(), self.n_vocab)
 
 
-def said_after(ids: list[int], n_vocab: int = BYTES.n_vocab) -> Tensor:
+def said_after(ids: list[int], n_vocab: int = BYTES.n_vocab) -> np.ndarray:
     seed = int.from_bytes(block_key(b"", ids)[:7], "big")
-    return torch.randn(n_vocab, generator=torch.Generator().manual_seed(seed))
+    return np.random.default_rng(seed).standard_normal(n_vocab, dtype=np.float32)
 
 
 def alone(prompt: list[int], sampling: Sampling) -> Completion:
@@ -264,8 +263,8 @@ def test_guidance_reads_two_prompts() -> None:
     own, negative, said = [1, 2, 3], [9] * 20, []
     for _ in range(30):
         own, negative = (ids if len(ids) <= CONTEXT else ids[-CONTEXT // 2 :] for ids in (own, negative))
-        own_V, negative_V = (said_after(ids).log_softmax(-1) for ids in (own, negative))
-        said.append(int((negative_V + 1.5 * (own_V - negative_V)).argmax()))
+        own_V, negative_V = (log_softmax(said_after(ids)) for ids in (own, negative))
+        said.append(int((negative_V + np.float32(1.5) * (own_V - negative_V)).argmax()))
         own, negative = [*own, said[-1]], [*negative, said[-1]]
     assert [found[number].ids for number in numbers] == [said] * 3
     with pytest.raises(InputError, match="go together"):

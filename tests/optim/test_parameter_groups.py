@@ -5,13 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tessera.building import build_optimizer
 from tessera.config import build
 from tessera.errors import InputError, SettingError
 from tessera.model.decoder import Decoder
 from tessera.objectives import NextToken
 from tessera.optim import OPTIMIZERS, groups
 from tessera.optim.parameter_groups import matches
-from tessera.recipe import build_optimizer, load_recipe
+from tessera.recipe import load_recipe
 
 SHAPE = {"n_vocab": 11, "context": 8, "d_model": 8, "n_layers": 11, "n_heads": 2}
 

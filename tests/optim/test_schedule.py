@@ -1,6 +1,8 @@
 """Schedules against the formulas of torch.optim.lr_scheduler and transformers."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -126,3 +128,8 @@ def test_reaches_the_floor_when_the_run_is_over(name):
 def test_wrong_settings_are_named(name, settings, path):
     with pytest.raises(SettingError, match=f"^{path} = "):
         SCHEDULES[name](**settings)
+
+
+def test_a_schedule_loads_no_torch() -> None:
+    code = "import sys, tessera.optim.schedule; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

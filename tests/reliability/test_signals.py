@@ -18,6 +18,7 @@ from tessera.errors import TesseraError
 from tessera.store.run import Run
 
 ENDLESS = ("train.steps=1000000", "train.save_every=0", "train.eval_every=0")
+BY_HAND = ["engine=numpy", "train.threads=0", "train.workers=2"]
 LONG_STEP = ("train.accumulate=20000", "train.steps=5", "train.eval_every=0")
 
 
@@ -31,12 +32,13 @@ def started(arguments: list[str], *, until: str) -> subprocess.Popen[str]:
     raise AssertionError(process.communicate()[1])
 
 
+@pytest.mark.parametrize("engine", [[], BY_HAND], ids=["torch", "numpy"])
 def test_the_first_signal_saves_and_says_how_to_go_on(
-    command: Callable[..., list[str]], text_file: Path, tmp_path: Path, small: Sequence[str]
+    command: Callable[..., list[str]], text_file: Path, tmp_path: Path, small: Sequence[str], engine: list[str]
 ) -> None:
     """With --json, where the way to go on is on standard error; without, see the tests of the command."""
     out = tmp_path / "run"
-    arguments = command("train", text_file, "--out", out, *small, *ENDLESS, "--json")
+    arguments = command("train", text_file, "--out", out, *small, *ENDLESS, *engine, "--json")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_for_steps(out)
         process.send_signal(signal.SIGTERM)

@@ -15,7 +15,8 @@ from tessera.errors import DamagedError, InputError, SettingError
 from tessera.store import sqlite
 from tessera.store.migrations import MIGRATIONS, _seals
 from tessera.store.run import CHECKPOINT_STORES, Run
-from tessera.store.tensors import DTYPES, tensor_bytes
+from tessera.store.tensors import NUMPY_DTYPES, dtype_name, tensor_bytes
+from tessera.store.torch_types import DTYPES
 
 stores = pytest.mark.parametrize("store", list(CHECKPOINT_STORES))
 
@@ -69,6 +70,10 @@ def test_any_type_and_shape_comes_back_bit_for_bit(run, tensors, seconds):
         back = loaded.tensors[name]
         assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
         assert bytes(tensor_bytes(back)) == bytes(tensor_bytes(tensor))
+    run.checkpoints.write(1, {name: each for name, each in tensors.items() if dtype_name(each) in NUMPY_DTYPES}, {})
+    for name, array in run.checkpoints.read(engine="numpy").tensors.items():
+        assert (dtype_name(array), array.shape) == (dtype_name(tensors[name]), tensors[name].shape)
+        assert bytes(tensor_bytes(array)) == bytes(tensor_bytes(tensors[name]))
 
 
 @stores

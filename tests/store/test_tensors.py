@@ -1,17 +1,18 @@
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from tessera.errors import DamagedError, InputError
 from tessera.store.tensors import (
-    DTYPE_NAMES,
-    DTYPES,
+    NUMPY_DTYPES,
     check_tensors,
     read_safetensors,
     safetensors_chunks,
     tensor_bytes,
     tensor_from_bytes,
 )
+from tessera.store.torch_types import DTYPE_NAMES, DTYPES
 
 
 def of_every_type() -> dict[str, torch.Tensor]:
@@ -39,6 +40,35 @@ def test_the_file_is_what_safetensors_itself_reads(tmp_path):
 def test_the_file_is_byte_for_byte_the_one_that_safetensors_writes():
     tensors = {"b": torch.randn(3, 2), "a": torch.randn(4).bfloat16(), "c": torch.arange(5)}
     assert b"".join(safetensors_chunks(tensors)) == safetensors.torch.save(tensors)
+
+
+def test_numpy_arrays_are_the_same_bytes_and_come_back(tmp_path):
+    tensors = {name: each for name, each in of_every_type().items() if DTYPE_NAMES[each.dtype] in NUMPY_DTYPES}
+    arrays = {name: each.numpy() for name, each in tensors.items()} | {"big end": np.arange(3, dtype=">i4")}
+    data = b"".join(safetensors_chunks(arrays))
+    assert data == b"".join(safetensors_chunks(tensors | {"big end": torch.arange(3, dtype=torch.int32)}))
+    (tmp_path / "x.safetensors").write_bytes(data)
+    back = read_safetensors(tmp_path / "x.safetensors", engine="numpy")
+    assert back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert back[name].shape == array.shape
+        np.testing.assert_array_equal(back[name], array)
+    back["scalar"][...] = 1.0  # changes stay in memory
+    assert (tmp_path / "x.safetensors").read_bytes() == data
+
+
+def test_bfloat16_comes_to_numpy_as_float32(tmp_path):
+    tensor = torch.tensor([1.0, -0.0, 3.140625, float("inf"), float("nan"), 1e-40]).bfloat16()
+    (tmp_path / "x.safetensors").write_bytes(b"".join(safetensors_chunks({"x": tensor})))
+    for back in (
+        read_safetensors(tmp_path / "x.safetensors", engine="numpy")["x"],
+        tensor_from_bytes(bytearray(tensor_bytes(tensor)), "BF16", [6], engine="numpy"),
+    ):
+        assert back.dtype == np.float32
+        np.testing.assert_array_equal(back, tensor.float().numpy())
+    (tmp_path / "x.safetensors").write_bytes(b"".join(safetensors_chunks({"x": tensor.to(torch.float8_e5m2)})))
+    with pytest.raises(InputError, match="NumPy has no numbers of the type F8_E5M2"):
+        read_safetensors(tmp_path / "x.safetensors", engine="numpy")
 
 
 def test_a_contiguous_tensor_is_not_copied():

@@ -31,8 +31,10 @@ from tessera.formats.beside import new_folder
 from tessera.formats.choice import choose_family
 from tessera.formats.families.links import Link, Stacked
 from tessera.formats.json_file import read_json_object
-from tessera.formats.safetensors_file import Entry, SafetensorsFile, SafetensorsModel, write_safetensors
-from tessera.formats.source import is_finite, skeleton_shapes
+from tessera.formats.safetensors_file import SafetensorsFile, SafetensorsModel
+from tessera.formats.safetensors_out import Entry, write_safetensors
+from tessera.formats.source import skeleton_shapes
+from tessera.formats.torch_tensors import is_finite
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
 from tessera.store.files import to_readable_json, write_new
@@ -155,7 +157,7 @@ def _read(file: SafetensorsFile, config: PeftConfig) -> dict[str, Matrices]:
         if named is None:
             raise FormatError(file.path, f"the tensor {name!r} is no part of a LoRA adapter of a linear map")
         tensors.check_float(name)
-        tensor = tensors.read(name, torch.float32)
+        tensor = tensors.tensor(name, torch.float32)
         if not is_finite(tensor):
             raise FormatError(file.path, f"the tensor {name!r} holds numbers that are NaN or infinite")
         parts.setdefault(named[1], {})[named[2].removesuffix(".weight")] = tensor

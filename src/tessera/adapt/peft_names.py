@@ -15,6 +15,7 @@ from torch import Tensor
 from tessera.adapt.low_rank import Decomposed, LowRank
 from tessera.errors import SettingError
 from tessera.formats.families.links import Joined, JoinedByHead, JoinedTransposed, Link, Transposed
+from tessera.formats.torch_tensors import TorchRead
 
 _ROWS_MOVE = (Link, Transposed, Joined, JoinedTransposed, JoinedByHead)
 WEIGHT = ".weight"
@@ -125,8 +126,5 @@ def _give(link: Link, rows: Sequence[Tensor]) -> Tensor:
 
 def _take(link: Link, which: int, rows_FR: Tensor) -> Tensor:
     """The rows that belong to one of our matrices, out of theirs."""
-
-    def read(name: str, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-        return rows_FR.T if is_turned(link) else rows_FR
-
-    return link.take(which, read, rows_FR.dtype).clone()
+    read = TorchRead(lambda name, dtype, out: rows_FR.T if is_turned(link) else rows_FR, rows_FR.dtype)
+    return link.take(which, read).clone()

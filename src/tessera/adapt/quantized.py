@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from tessera.adapt.blockwise import KINDS, QuantizedWeight
 from tessera.adapt.places import in_blocks, put_module
 from tessera.errors import InputError, SettingError
-from tessera.formats.source import ModelSource, put
+from tessera.formats.source import ModelSource
+from tessera.formats.torch_tensors import put
 from tessera.model.decoder import Decoder
 from tessera.model.linear import ExpertLinear, Linear
 from tessera.native.freed import return_freed_memory

@@ -44,7 +44,7 @@ def prepare(
     from tessera.train.stopwatch import Stopwatch
 
     names, overrides = split_inputs(sources)
-    settings = load_recipe(recipe, overrides, sources=names)
+    settings = load_recipe(recipe, overrides, sources=names, for_data=True)
     watcher = ConsoleWatcher(console(quiet=as_json))
     tokenizer, prepared = prepare_data(settings, out, watcher=watcher, clock=Stopwatch())
     _show_counts(prepared.counts, as_json=as_json)

@@ -41,7 +41,7 @@ def export_model(
     from tessera import formats
     from tessera.errors import InputError, SettingError
     from tessera.formats.hub import model_name
-    from tessera.formats.source import FLOATS
+    from tessera.formats.torch_tensors import FLOAT_TYPES
     from tessera.models import RunSource, open_any
 
     if to not in NAMES:
@@ -63,7 +63,7 @@ def export_model(
     if isinstance(found, RunSource):
         tensors = found.tensors
     else:
-        read_as = FLOATS.get(dtype, FLOATS["fp32"])
+        read_as = FLOAT_TYPES.get(dtype, FLOAT_TYPES["fp32"])
         tensors = {name: found.tensor(name, read_as) for name in found.names}
     blocks = found.blocks if dtype == stored else None  # the very codes
     lines = formats.export_model(

@@ -55,7 +55,7 @@ NoRepeatNgram = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        help="cpu (compiled kernels), torch, or auto: whichever suits the model and the machine.",
+        help="cpu (compiled kernels), torch, numpy, or auto: whichever suits the model and the machine.",
         rich_help_panel=_ENGINE,
     ),
 ]
@@ -100,8 +100,8 @@ def starting() -> Iterator[None]:
 def load(run: str, out: Console, *, engine: str, device: str, **how: Any) -> "LM":
     """The model, to generate with; what it has to say goes to `out`."""
     with starting():
+        from tessera.engines import pick_device
         from tessera.lm import LM
-        from tessera.recipe import pick_device
 
-        where = "cpu" if engine == "cpu" and device == "auto" else str(pick_device(device, "device"))
+        where = pick_device(device, engine)
         return LM.load(run, engine=engine, device=where, say=lambda line: out.print(escape(line), style="dim"), **how)

@@ -1,9 +1,11 @@
 """`tessera train`: text in, run out."""
 
 import json
+import os
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +15,8 @@ from tessera.cli.console import console, duration, size
 from tessera.errors import DivergedError, FollowedError, InputError, SettingError
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from rich.console import Console
 
     from tessera.job import Result
@@ -44,6 +48,12 @@ def train(
     ] = False,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved recipe and stop.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the run would need and stop.")] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            help="What computes: torch, or numpy, which needs nothing beside it and has train.workers=N processes."
+        ),
+    ] = None,
     devices: Annotated[
         int | None,
         typer.Option(min=1, help="Train with so many processes: one a GPU, or the cores divided among them."),
@@ -68,41 +78,85 @@ def train(
 
     [bold]tessera train -c recipe.toml --devices 8[/bold], or on many machines: torchrun ... -m tessera train ...
     """
-    from tessera.cli.watch import show_result
     from tessera.job import resumed_recipe
     from tessera.recipe import load_recipe
-    from tessera.store.folder import is_run
-    from tessera.train.world import is_launched, joined
 
-    check_start(devices, max_restarts, launched=is_launched())
+    check_start(devices, max_restarts, launched=_is_launched())
     if or_resume and out is None:
         raise SettingError("--or-resume", or_resume, "--out, which says where the run may be")
     sources, overrides = split_inputs(inputs or [])
+    if engine is not None:
+        overrides = [*overrides, f"engine={engine}"]
     if resume is not None:
         if sources or recipe or preset or depth or out:
             raise InputError("--resume takes a run and a.b=c overrides only: text, recipe and folder are the run's own")
         settings = resumed_recipe(resume, overrides)
     else:
         settings = load_recipe(recipe, overrides, sources=sources, preset=preset, depth=depth)
+    _check_processes(settings, devices)
     if print_config or dry_run:
         start(settings, out, print_config=print_config, dry_run=dry_run, as_json=as_json, resumed=resume)
     elif devices is not None and (devices > 1 or max_restarts):
-        given = {"-c": recipe, "--preset": preset, "--depth": depth, "--step": step}
+        given = {"-c": recipe, "--preset": preset, "--depth": depth, "--step": step, "--engine": engine}
         options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
         options += ["--profile"] * profile + ["--json"] * as_json + ["--or-resume"] * or_resume
         processes = Start(inputs or [], options, settings, out=out, resume=resume)
         sys.exit(processes.run(devices, max_restarts))
     else:
-        with joined(settings.train.device) as world:
-            if or_resume and out is not None and world.first(lambda: is_run(out)):
-                resume, overrides = out, []
-            out_console = console(quiet=as_json or not world.is_first)
-            result = _train(settings, out, resume, overrides, step, profile, out_console, world)
-            if world.is_first:
-                show_result(out_console, result)
-                if as_json:
-                    print(json.dumps(result.summary()))
-            _end(result, as_json=as_json and world.is_first)
+        _run(settings, out, resume, overrides, step, or_resume=or_resume, profile=profile, as_json=as_json)
+
+
+def _run(
+    settings: "Recipe",
+    out: Path | None,
+    resume: Path | None,
+    overrides: list[str],
+    step: int | None,
+    *,
+    or_resume: bool,
+    profile: bool,
+    as_json: bool,
+) -> None:
+    """Train in this process, which may be one of several."""
+    from tessera.cli.watch import show_result
+    from tessera.store.folder import is_run
+
+    with _joined(settings) as world:
+        if or_resume and out is not None and (is_run(out) if world is None else world.first(lambda: is_run(out))):
+            resume, overrides = out, []
+        is_first = world is None or world.is_first
+        out_console = console(quiet=as_json or not is_first)
+        result = _train(settings, out, resume, overrides, step, profile, out_console, world)
+        if is_first:
+            show_result(out_console, result)
+            if as_json:
+                print(json.dumps(result.summary()))
+        _end(result, as_json=as_json and is_first)
+
+
+def _joined(settings: "Recipe") -> "AbstractContextManager[World | None]":
+    """The processes of torch that this one is one of; NumPy starts its own."""
+    if settings.engine == "numpy":
+        return nullcontext()
+    from tessera.train.world import joined
+
+    return joined(settings.train.device)
+
+
+def _is_launched() -> bool:
+    """Whether a launcher such as torchrun started this process, as one of any number."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+def _check_processes(settings: "Recipe", devices: int | None) -> None:
+    if settings.engine != "numpy":
+        return
+    if devices is not None:
+        raise SettingError(
+            "--devices", devices, "nothing with the NumPy engine: train.workers=N has it use N processes"
+        )
+    if _is_launched():
+        raise SettingError("engine", "numpy", "torch with torchrun: train.workers=N has NumPy use N processes")
 
 
 def start(
@@ -117,7 +171,6 @@ def start(
     """Train a new run in this process, or only show what it would be (or what going on with `resumed` would be)."""
     from tessera.cli.watch import show_result
     from tessera.recipe import settled
-    from tessera.train.world import SOLO
 
     if print_config:
         print_recipe(settled(settings))
@@ -125,7 +178,7 @@ def start(
         show_plan(settled(settings), as_json=as_json, resumed=resumed)
     else:
         out_console = console(quiet=as_json)
-        result = _train(settings, out, None, [], None, False, out_console, SOLO)
+        result = _train(settings, out, None, [], None, False, out_console, None)
         show_result(out_console, result)
         if as_json:
             print(json.dumps(result.summary()))
@@ -140,7 +193,7 @@ def _train(
     step: int | None,
     profile: bool,
     out_console: "Console",
-    world: "World",
+    world: "World | None",
 ) -> "Result":
     """What was asked for, as one of the processes that do it."""
     from tessera import job
@@ -153,7 +206,7 @@ def _train(
         else:
             result = job.resume(resume, overrides, step=step, watcher=watcher, profile=profile, world=world)
     except (DivergedError, FollowedError) as error:
-        if world.is_first:
+        if world is None or world.is_first:
             raise
         sys.exit(error.exit_code)  # the first process says why
     result.run.close()

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from tessera.data.batch import IGNORE, Batch, windows
 from tessera.data.packing import grouped, pack
@@ -162,7 +161,7 @@ class Packed(Epochs):
                 inputs_BT[i, at + first - begin : after] = self.shard.tokens[first - 1 : end - 1]
                 at = after
                 documents_BT[i, at:] += 1
-        return Batch(*map(torch.from_numpy, (inputs_BT, targets_BT, documents_BT)))
+        return Batch(inputs_BT, targets_BT, documents_BT)
 
     def _identity(self) -> dict[str, Any]:
         return {**super()._identity(), "n_rows": self.n_rows}

@@ -15,7 +15,6 @@ from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from tessera.data.batch import IGNORE, Batch
 from tessera.data.packing import grouped, pack
@@ -153,7 +152,7 @@ def rows_of(rows: Sequence[Sequence[Example]], *, whole: bool = False) -> Batch:
     """A batch whose row number b holds the examples `rows[b]` one after the other, padded to the longest row.
 
     An example gives one input less than it has tokens, as nothing follows its last; `whole` has them all, for what is
-    read at the last token. Documents are numbered where a row holds several examples.
+    read at the last token. Documents are numbered where a row holds several examples. Torch tensors.
     """
     more = 1 if whole else 0
     width = max(sum(len(example.ids) - 1 + more for example in row) for row in rows)
@@ -170,8 +169,8 @@ def rows_of(rows: Sequence[Sequence[Example]], *, whole: bool = False) -> Batch:
             start += n_targets + more
         documents_BT[b, start:] = len(row)  # the padding, which nobody sees
     together = any(len(row) > 1 for row in rows)
-    documents = torch.from_numpy(documents_BT) if together else None
-    return Batch(torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT), documents)
+    batch = Batch(inputs_BT, targets_BT, documents_BT if together else None)
+    return batch.to("cpu")  # the objectives that read examples are all torch's
 
 
 def fingerprint(groups: Iterable[Sequence[Example]]) -> str:

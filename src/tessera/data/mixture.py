@@ -15,7 +15,7 @@ from fractions import Fraction
 from math import lcm
 from typing import Any, Self
 
-import torch
+import numpy as np
 
 from tessera.data.batch import Batch
 from tessera.data.shuffle import Purpose, random_words
@@ -155,12 +155,12 @@ class Mixture:
             own = [i for i, row in enumerate(rows) if row.source == name]
             parts.append(self.sources[name].stream.read([rows[i] for i in own]))
             order += own
-        back = torch.tensor(order).argsort()
+        back = np.argsort(order)
         documents = [part.documents_BT for part in parts if part.documents_BT is not None]
         return Batch(
-            torch.cat([part.inputs_BT for part in parts])[back],
-            torch.cat([part.targets_BT for part in parts])[back],
-            torch.cat(documents)[back] if documents else None,
+            np.concatenate([part.inputs_BT for part in parts])[back],
+            np.concatenate([part.targets_BT for part in parts])[back],
+            np.concatenate(documents)[back] if documents else None,
         )
 
     def state(self) -> dict[str, Any]:

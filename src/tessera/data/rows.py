@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from tessera.data.batches import IGNORE, Batch
 from tessera.data.shuffle import Purpose, permutation
@@ -55,7 +54,7 @@ class DocumentRows:
         for i, row in enumerate(rows):
             inputs_BT[i, : len(row) - 1] = row[:-1]
             targets_BT[i, : len(row) - 1] = row[1:]
-        return Batch(torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT))
+        return Batch(inputs_BT, targets_BT)
 
     def state(self) -> dict[str, Any]:
         """The cursor, as JSON-able data."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from tessera.config import Settings, Spec, check_spec
+from tessera.data.batches import BATCHES
 from tessera.data.catalog import CORPORA
 from tessera.data.documents import Errors, Split, as_list
 from tessera.errors import SettingError
@@ -105,8 +106,6 @@ class DataSettings(Settings):
     @field_validator("batches")
     @classmethod
     def _batches(cls, spec: Spec) -> Spec:
-        from tessera.data.batches import BATCHES  # and torch with it, which reading text does not need
-
         return check_spec(
             BATCHES, spec, "data.batches", given=("shard", "context", "batch_size", "seed", "separate_at")
         )

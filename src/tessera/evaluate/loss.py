@@ -7,19 +7,24 @@ for the same bytes, so that a model and `xz` stand on one scale.
 import bz2
 import lzma
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Union
 
 import numpy as np
-import torch
 
 from tessera.data.batches import Batch, validation_batches
 from tessera.data.prepared import Prepared
 from tessera.data.shards import Shard
 from tessera.errors import InputError
-from tessera.model.decoder import Decoder
-from tessera.model.flow import Flow
+from tessera.scratch.decoder import Decoder as ByHand
 from tessera.tokenizers import Tokenizer
+
+if TYPE_CHECKING:
+    from tessera.model.decoder import Decoder
+
+Model = Union["Decoder", ByHand]
 
 CHECKED_TOKENS = 2**20
 COMPRESSORS = {
@@ -52,31 +57,57 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-def held_out_loss(model: Decoder, batches: Iterable[Batch], *, max_tokens: int | None = None) -> HeldOutLoss:
-    """The loss of `model` over `batches`, in evaluation mode; stops after `max_tokens` targets."""
-    was_training = model.training
-    device = next(model.parameters()).device
-    model.eval()
+def held_out_loss(model: Model, batches: Iterable[Batch], *, max_tokens: int | None = None) -> HeldOutLoss:
+    """The loss of a model of either engine over `batches`, in evaluation mode; stops after `max_tokens` targets."""
     nats, n_tokens = 0.0, 0
-    try:
-        with torch.inference_mode():
-            for batch in batches:
-                batch = batch.to(device)
-                flow = Flow.of(batch.inputs_BT, documents_BT=batch.documents_BT)
-                loss = model.loss(model.hidden(batch.inputs_BT, flow=flow), batch.targets_BT, reduction="sum")
-                nats += loss.item()
-                n_tokens += batch.n_targets
-                if max_tokens is not None and n_tokens >= max_tokens:
-                    break
-    finally:
-        model.train(was_training)
+    with _by_hand(model) if isinstance(model, ByHand) else _by_torch(model) as nats_of:
+        for batch in batches:
+            nats += nats_of(batch)
+            n_tokens += batch.n_targets
+            if max_tokens is not None and n_tokens >= max_tokens:
+                break
     if n_tokens == 0:
         raise InputError("there is no held-out token to measure the loss on")
     return HeldOutLoss(nats=nats, n_tokens=n_tokens)
 
 
+@contextmanager
+def _by_torch(model: "Decoder") -> Iterator[Callable[[Batch], float]]:
+    """What gives the summed loss of a batch; the model is as it was after the block."""
+    import torch
+
+    from tessera.model.flow import Flow
+
+    was_training = model.training
+    device = next(model.parameters()).device
+
+    def nats_of(batch: Batch) -> float:
+        batch = batch.to(device)
+        flow = Flow.of(batch.inputs_BT, documents_BT=batch.documents_BT)
+        return model.loss(model.hidden(batch.inputs_BT, flow=flow), batch.targets_BT, reduction="sum").item()
+
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield nats_of
+    finally:
+        model.train(was_training)
+
+
+@contextmanager
+def _by_hand(model: ByHand) -> Iterator[Callable[[Batch], float]]:
+    """The same of the NumPy engine."""
+
+    def nats_of(batch: Batch) -> float:
+        if not (n_targets := batch.n_targets):
+            return 0.0
+        return model.loss(batch.inputs_BT, batch.targets_BT, batch.documents_BT) * n_targets
+
+    yield nats_of
+
+
 def text_loss(
-    model: Decoder,
+    model: Model,
     prepared: Prepared,
     *,
     batch_size: int,

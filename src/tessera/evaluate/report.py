@@ -3,10 +3,12 @@
 import html
 import io
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessera.config import flat
+from tessera.errors import InputError
 from tessera.store.files import write_bytes_atomic
 from tessera.store.run import Run
 
@@ -90,7 +92,9 @@ def page(title: str, body: str) -> str:
 
 
 def curves(run: Run) -> str:
-    """Training and validation loss over the steps, as an SVG."""
+    """Training and validation loss over the steps, as an SVG; without matplotlib a line that says so."""
+    if find_spec("matplotlib") is None:
+        return "<figcaption class=soft>No curves: matplotlib is not installed.</figcaption>"
     named = {"training": smoothed(run.metrics("loss")), "validation": run.metrics("validation_loss")}
     objective = (run.recipe.get("objective") or {}).get("name", NATS[0])
     return svg(metric_figure(named, "loss (nats a token)" if objective in NATS else "loss"))
@@ -98,6 +102,8 @@ def curves(run: Run) -> str:
 
 def metric_figure(named_curves: Mapping[str, Curve], label: str) -> "Figure":
     """A figure of curves over steps; a curve of few points is drawn with its points."""
+    if find_spec("matplotlib") is None:
+        raise InputError("a picture of curves is drawn by matplotlib: pip install matplotlib")
     from matplotlib.figure import Figure  # most of a second to import, which no training has to wait for
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")

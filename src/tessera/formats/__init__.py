@@ -5,25 +5,34 @@ read: a pickle is refused and never loaded.
 """
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from tessera.errors import FormatError, InputError, SettingError
-from tessera.formats.gguf import export_gguf, open_gguf
-from tessera.formats.huggingface import export_huggingface, open_huggingface
-from tessera.formats.own import export_own, open_own
 from tessera.formats.pickles import is_pickle, pickle_error
 from tessera.formats.source import Blocks, ModelSource
 from tessera.model.settings import DecoderSettings
 from tessera.tokenizers import Tokenizer
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = ["EXPORTS", "ModelSource", "export_model", "open_model"]
 
-Export = Callable[..., list[str]]
-
-EXPORTS: dict[str, Export] = {"hf": export_huggingface, "gguf": export_gguf, "safetensors": export_own}
-"""`export(settings, n_vocab, tensors, tokenizer, path, *, dtype)` writes the files and returns what to say of them."""
+READERS = {
+    "hf": ("tessera.formats.huggingface", "open_huggingface"),
+    "gguf": ("tessera.formats.gguf.opening", "open_gguf"),
+    "safetensors": ("tessera.formats.own", "open_own"),
+}
+"""Where the reader of each format is, imported when it is used: a file is of one format, and each has many tables."""
+EXPORTS = {
+    "hf": ("tessera.formats.huggingface_out", "export_huggingface"),
+    "gguf": ("tessera.formats.gguf.export", "export_gguf"),
+    "safetensors": ("tessera.formats.own", "export_own"),
+}
+"""Where the writer of each format is, imported when it is used, as PyTorch comes with it:
+`export(settings, n_vocab, tensors, tokenizer, path, *, dtype)` writes the files and returns what to say of them."""
 
 
 def open_model(path: str | Path) -> ModelSource:
@@ -33,28 +42,38 @@ def open_model(path: str | Path) -> ModelSource:
     Only headers are read. A file that is not what it claims to be is a `FormatError`; so is a pickle, whose loading
     would run whatever its author put in it.
     """
-    path = Path(path)
+    format, place = _format_of(Path(path))
+    open_it: Callable[[Path], ModelSource] = _imported(*READERS[format])
+    return open_it(place)
+
+
+def _format_of(path: Path) -> tuple[str, Path]:
+    """Which of `READERS` is for what is there, and the file or folder that it takes."""
     if path.is_dir():
         own = path / "model.safetensors"
-        return open_own(own) if own.exists() and not (path / "config.json").exists() else open_huggingface(path)
+        return ("safetensors", own) if own.exists() and not (path / "config.json").exists() else ("hf", path)
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     start = _first_bytes(path)
     if start == b"GGUF":
-        return open_gguf(path)
+        return "gguf", path
     if is_pickle(path, start):
         raise pickle_error(path)
     if path.suffix == ".safetensors":
-        return open_own(path)
+        return "safetensors", path
     if path.name == "config.json":
-        return open_huggingface(path.parent)
+        return "hf", path.parent
     raise FormatError(path, "neither a model's folder (with a config.json), nor a GGUF file, nor a .safetensors file")
+
+
+def _imported(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)
 
 
 def export_model(
     settings: DecoderSettings,
     n_vocab: int,
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     tokenizer: Tokenizer,
     path: str | Path,
     *,
@@ -72,7 +91,8 @@ def export_model(
     if to not in EXPORTS:
         raise SettingError("to", to, f"one of {', '.join(EXPORTS)}")
     given = {"blocks": blocks} if to == "gguf" else {}
-    return EXPORTS[to](settings, n_vocab, tensors, tokenizer, Path(path), dtype=dtype, **given)
+    export: Callable[..., list[str]] = _imported(*EXPORTS[to])
+    return export(settings, n_vocab, tensors, tokenizer, Path(path), dtype=dtype, **given)
 
 
 def _first_bytes(path: Path) -> bytes:

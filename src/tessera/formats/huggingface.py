@@ -1,50 +1,28 @@
-"""A model's folder as Hugging Face's libraries have it: config.json, safetensors, tokenizer.json; in and out."""
+"""A model's folder as Hugging Face's libraries have it: config.json, safetensors, tokenizer.json. `huggingface_out.py`
+writes one."""
 
 import re
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from tessera.config import check
 from tessera.errors import DamagedError, FormatError, InputError, SettingError
-from tessera.formats.beside import new_folder
-from tessera.formats.choice import Chosen, choose_family
 from tessera.formats.families import FAMILIES, Family
 from tessera.formats.families.config import Config
-from tessera.formats.families.links import Link, expected_shapes
+from tessera.formats.families.links import Link, Read, expected_shapes
 from tessera.formats.json_file import read_json_object
 from tessera.formats.pickles import is_pickle, pickle_error
-from tessera.formats.safetensors_file import (
-    Entry,
-    SafetensorsFile,
-    SafetensorsModel,
-    open_shards,
-    write_safetensors,
-)
-from tessera.formats.source import (
-    ModelSource,
-    check_complete,
-    check_shapes,
-    converted,
-    float_named,
-    skeleton_shapes,
-)
+from tessera.formats.safetensors_file import SafetensorsFile, SafetensorsModel, open_shards
+from tessera.formats.source import ModelSource, check_settings, check_shapes, skeleton_shapes
 from tessera.model.settings import DecoderSettings
-from tessera.store.files import to_readable_json, write_new
-from tessera.tokenizers import FORMATS, Tokenizer, export_tokenizer, import_tokenizer
-from tessera.tokenizers.regex_bpe import RegexBpe
-from tessera.tokenizers.scan import RULES
+from tessera.tokenizers import Tokenizer, import_tokenizer
 
-CONFIG, TENSORS, INDEX, GENERATION = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "generation_config.json",
-)
-MAX_SHARD = 5 * 10**9
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+CONFIG, TENSORS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -73,7 +51,8 @@ def open_huggingface(folder: Path) -> ModelSource:
         n_vocab=n_vocab,
         tokenizer=tokenizer,
         names=list(shapes),
-        read=reader.read,
+        read=reader.tensor,
+        array=reader.array,
         path=folder,
         notes=notes,
     )
@@ -91,7 +70,7 @@ def _family(config: Config) -> Family:
 
 def _settings(config: Config, family: Family) -> DecoderSettings:
     try:
-        return check(DecoderSettings, family.read(config))
+        return check_settings(family.read(config))
     except SettingError as error:
         raise FormatError(config.path, f"its settings make no model: {error}") from None
 
@@ -133,19 +112,30 @@ class _Reader:
         whole = self._strip + name
         return any(re.fullmatch(pattern, whole) for pattern in family.ignored)
 
-    def read(self, name: str, dtype: torch.dtype) -> Tensor:
-        """Our tensor, in memory of its own."""
+    def tensor(self, name: str, dtype: "torch.dtype") -> "Tensor":
+        """Our tensor as PyTorch's, in memory of its own."""
+        from tessera.formats.torch_tensors import TorchRead
+
+        def fetch(theirs: str, dtype: "torch.dtype", out: "Tensor | None") -> "Tensor":
+            return self._tensors.tensor(self._named(theirs), dtype, out)
+
+        link, which = self._found(name)
+        return link.take(which, TorchRead(fetch, dtype))
+
+    def array(self, name: str) -> np.ndarray:
+        """The same as an array of float32."""
+        link, which = self._found(name)
+        found: np.ndarray = link.take(which, Read(lambda theirs, out: self._tensors.array(self._named(theirs), out)))
+        return found
+
+    def _found(self, name: str) -> tuple[Link, int]:
+        """Where our tensor is; a `FormatError` where a copy in the files is none."""
         if name in self._copies and not self._tensors.same(*self._copies[name]):
             raise FormatError(
                 self._tensors.path,
                 f"{self._copies[name][1]!r} is not {self._copies[name][0]!r}, though tie_word_embeddings says so",
             )
-        link, which = self._link[name]
-
-        def read_theirs(theirs: str, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-            return self._tensors.read(self._named(theirs), dtype, out)
-
-        return link.take(which, read_theirs, dtype)
+        return self._link[name]
 
 
 def _open_tokenizer(folder: Path, notes: list[str]) -> Tokenizer | None:
@@ -156,120 +146,3 @@ def _open_tokenizer(folder: Path, notes: list[str]) -> Tokenizer | None:
         return import_tokenizer(folder)
     except (InputError, SettingError, DamagedError) as error:
         raise FormatError(folder, f"its tokenizer cannot be read: {error}") from None
-
-
-def export_huggingface(
-    settings: DecoderSettings,
-    n_vocab: int,
-    tensors: Mapping[str, Tensor],
-    tokenizer: Tokenizer,
-    path: Path,
-    *,
-    dtype: str,
-) -> list[str]:
-    """Write the folder `path`, which must not exist or be empty; it appears when all of it is on the disk.
-
-    The family is the first that holds the settings exactly. Returns lines to say about what was written.
-    """
-    float_named(dtype)
-    _check_tokenizer(tokenizer)
-    if tokenizer.n_vocab > n_vocab:
-        raise InputError(f"the tokenizer has {tokenizer.n_vocab} ids and the model {n_vocab} rows for them")
-    check_complete(settings, n_vocab, tensors)
-    chosen = choose_family(settings, n_vocab, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    with new_folder(path) as temporary:
-        export_tokenizer(tokenizer, temporary, format="huggingface")  # first: it is small, and may be refused
-        ids = token_ids(tokenizer)
-        _write_json(temporary / CONFIG, _config(chosen, dtype) | ids)
-        _write_json(temporary / GENERATION, {name: id for name, id in ids.items() if id is not None})
-        n_bytes = _write_tensors(temporary, chosen, tensors, dtype)
-    lines = [f"{path}: a model of the family {chosen.family.name!r}, {n_bytes / 1e6:,.1f} MB in {dtype}"]
-    filled = sorted(set(chosen.shapes) - set(tensors))
-    if filled:
-        lines.append(f"{len(filled)} biases that the model does not have are written as zeros, such as {filled[0]}")
-    left = sorted(set(tensors) - set(chosen.shapes))
-    if left:
-        lines.append(f"{len(left)} tensors that only training uses are left out, such as {left[0]}")
-    pattern = tokenizer.pattern if isinstance(tokenizer, RegexBpe) else None
-    if chosen.family.name == "qwen2" and RULES.get(str(pattern)) != RULES["qwen2"]:
-        lines.append(
-            "AutoTokenizer of transformers 5 gives every Qwen 2 that model's own splitting of text, which is not this "
-            "tokenizer's: load it by PreTrainedTokenizerFast.from_pretrained"
-        )
-    return lines
-
-
-def _check_tokenizer(tokenizer: Tokenizer) -> None:
-    kinds = FORMATS["huggingface"].kinds or ()
-    if tokenizer.kind not in kinds:
-        expected = f"{', '.join(kinds)}: the kinds that have a form in Hugging Face's libraries"
-        raise SettingError("tokenizer", tokenizer.kind, expected)
-
-
-def _config(chosen: Chosen, dtype: str) -> dict[str, Any]:
-    name = str(float_named(dtype)).removeprefix("torch.")
-    head = {"architectures": [chosen.family.architecture], "model_type": chosen.family.name}
-    return head | chosen.config | {"torch_dtype": name, "dtype": name}
-
-
-def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """The ids that config.json names; several ends are a list, the framing's first."""
-    ends = list(dict.fromkeys(tokenizer.specials[name] for name in tokenizer.framing.ends))
-    ends += sorted(tokenizer.end_ids - set(ends))
-    return {
-        "bos_token_id": tokenizer.begin_id,
-        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
-        "pad_token_id": tokenizer.pad_id,
-    }
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_new(path, [to_readable_json(content).encode()])
-
-
-def _write_tensors(folder: Path, chosen: Chosen, tensors: Mapping[str, Tensor], dtype: str) -> int:
-    """model.safetensors, or shards with an index; returns the number of bytes of the tensors."""
-    wanted = float_named(dtype)
-    links = chosen.family.links(chosen.shapes, chosen.settings.n_layers, chosen.settings.n_heads)
-    entries = [Entry(name, wanted, shape) for link in links for name, shape in expected_shapes(link).items()]
-    data = _theirs(links, tensors, dtype)
-    shards = _shards(entries)
-    if len(shards) == 1:
-        write_safetensors(folder / TENSORS, entries, data, {"format": "pt"})
-    else:
-        weight_map: dict[str, str] = {}
-        for i, shard in enumerate(shards):
-            name = f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-            write_safetensors(folder / name, shard, (next(data) for _ in shard), {"format": "pt"})
-            weight_map |= {entry.name: name for entry in shard}
-        total = {"total_size": sum(entry.n_bytes for entry in entries)}
-        _write_json(folder / INDEX, {"metadata": total, "weight_map": weight_map})
-    return sum(entry.n_bytes for entry in entries)
-
-
-def _shards(entries: list[Entry]) -> list[list[Entry]]:
-    shards: list[list[Entry]] = [[]]
-    n_bytes = 0
-    for entry in entries:
-        if shards[-1] and n_bytes + entry.n_bytes > MAX_SHARD:
-            shards.append([])
-            n_bytes = 0
-        shards[-1].append(entry)
-        n_bytes += entry.n_bytes
-    return shards
-
-
-def _theirs(links: list[Link], tensors: Mapping[str, Tensor], dtype: str) -> Iterator[Tensor]:
-    """Their tensors in the order of the links, each made when it is asked for."""
-    for link in links:
-        ours = [_own(tensors, name, shape) for name, shape in zip(link.ours, link.shapes, strict=True)]
-        for name, tensor in zip(link.theirs, link.give(ours), strict=True):
-            yield converted(name, tensor, dtype)
-
-
-def _own(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    """Our tensor; the rows of a vocabulary without its padding, and zeros for a bias that is not there."""
-    if name not in tensors:
-        return torch.zeros(shape)
-    tensor = tensors[name].detach()
-    return tensor[: shape[0]] if name in ("embedding.weight", "head.weight") else tensor

@@ -3,24 +3,18 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from tessera.config import check
 from tessera.errors import DamagedError, FormatError, InputError, SettingError
 from tessera.formats.beside import new_file
 from tessera.formats.json_file import parse_json_object
-from tessera.formats.safetensors_file import Entry, SafetensorsFile, SafetensorsModel, write_safetensors
-from tessera.formats.source import (
-    ModelSource,
-    check_complete,
-    check_shapes,
-    converted,
-    float_named,
-    skeleton_shapes,
-)
+from tessera.formats.safetensors_file import SafetensorsFile, SafetensorsModel
+from tessera.formats.source import ModelSource, check_settings, check_shapes, skeleton_shapes
 from tessera.model.settings import DecoderSettings
 from tessera.tokenizers import Tokenizer, tokenizer_from_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 KEY = "tessera"
 
@@ -37,7 +31,7 @@ def open_own(path: Path) -> ModelSource:
     if type(n_vocab) is not int or not 1 <= n_vocab <= 2**31:
         raise FormatError(path, f"n_vocab = {n_vocab!r} is no size of a vocabulary")
     try:
-        settings = check(DecoderSettings, content["model"])
+        settings = check_settings(content["model"])
         tokenizer = tokenizer_from_json(str(content["tokenizer"]), path)
     except (SettingError, InputError, DamagedError) as error:
         raise FormatError(path, f"its metadata make no model: {error}") from None
@@ -54,7 +48,8 @@ def open_own(path: Path) -> ModelSource:
         n_vocab=n_vocab,
         tokenizer=tokenizer,
         names=list(shapes),
-        read=lambda name, dtype: tensors.read(name, dtype),
+        read=lambda name, dtype: tensors.tensor(name, dtype),
+        array=lambda name: tensors.array(name),
         path=path,
     )
 
@@ -62,13 +57,16 @@ def open_own(path: Path) -> ModelSource:
 def export_own(
     settings: DecoderSettings,
     n_vocab: int,
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     tokenizer: Tokenizer,
     path: Path,
     *,
     dtype: str,
 ) -> list[str]:
     """Write the file `path`, which must not exist; returns lines to say about it."""
+    from tessera.formats.safetensors_out import Entry, write_safetensors
+    from tessera.formats.torch_tensors import check_complete, converted, float_named
+
     wanted = float_named(dtype)
     if path.suffix != ".safetensors":
         raise InputError(f"{path}: the file's name must end in .safetensors")

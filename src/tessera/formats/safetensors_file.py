@@ -1,4 +1,4 @@
-"""Safetensors files: a bounded reader that needs no second copy, and a writer that streams.
+"""Safetensors files, read: bounded, and without a second copy. `safetensors_out.py` writes them.
 
 A file is eight bytes of header length, a JSON header `{name: {dtype, shape, data_offsets}}` and the raw little-endian
 data (huggingface.co/docs/safetensors). Nothing that the header claims is believed: its length is checked against the
@@ -6,35 +6,38 @@ file before it is read, and the tensors must lie side by side from the first byt
 then read straight into the memory where it stays; one of another float type is converted on the way, a piece at a time.
 """
 
-import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import FormatError
 from tessera.formats.json_file import parse_json_object, read_json_object
-from tessera.store.files import Buffer, write_new
-from tessera.store.tensors import DTYPE_NAMES, DTYPES, tensor_bytes
+from tessera.store.files import Buffer
+from tessera.store.tensors import NUMPY_DTYPES, array_from
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 MAX_HEADER = 100 * 10**6  # what the format itself allows
 MAX_DIMENSIONS = 8
 _CHUNK = 2**22
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_WIDTHS = {name: dtype.itemsize for name, dtype in DTYPES.items()}
+_FLOATS = ("F64", "F32", "F16", "BF16")
+WIDTHS = {name: dtype.itemsize for name, dtype in NUMPY_DTYPES.items()} | {"BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+"""The types of the format, and the bytes of a number."""
 
 
 @dataclass(frozen=True)
 class Stored:
     """Where a tensor lies in a file, in bytes from the file's start, and what it is."""
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
@@ -60,19 +63,37 @@ class SafetensorsFile:
             self.tensors[name] = _stored(path, name, entry, 8 + length)
         _check_side_by_side(path, self.tensors, 8 + length, size)
 
-    def read_into(self, name: str, out_flat: Tensor) -> None:
-        """Fill `out_flat` (one dimension, contiguous, of a float type) with the tensor's elements."""
+    def array_into(self, name: str, out: np.ndarray) -> None:
+        """Fill `out` (one dimension, contiguous, float32) with the tensor's elements."""
         stored = self.tensors[name]
+        width, begin = WIDTHS[stored.dtype], 0
+        if stored.dtype == "F32":
+            self._read_at(stored.start, out.view(np.uint8).data)
+            return
+        for piece in self.pieces(name):
+            part = array_from(np.frombuffer(piece, np.uint8), stored.dtype, [len(piece) // width])
+            with np.errstate(over="ignore"):  # a number of 64 bits may be too large: it becomes infinite
+                out[begin : begin + len(part)] = part
+            begin += len(part)
+
+    def tensor_into(self, name: str, out: "Tensor") -> None:
+        """Fill `out` (one dimension, contiguous, of a float type) with the tensor's elements."""
+        import torch  # where tensors of it are wanted it is there
+
+        from tessera.store.torch_types import DTYPES
+
+        stored, begin = self.tensors[name], 0
+        if DTYPES[stored.dtype] == out.dtype:
+            self._read_at(stored.start, memoryview(out.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+            return
+        for piece in self.pieces(name):
+            part = torch.frombuffer(piece, dtype=DTYPES[stored.dtype])
+            out[begin : begin + len(part)] = part
+            begin += len(part)
+
+    def _read_at(self, start: int, into: Buffer) -> None:
         with self.path.open("rb", buffering=0) as file:
-            if stored.dtype == out_flat.dtype:
-                _read_exactly(self.path, file.fileno(), _memory(out_flat), stored.start)
-                return
-            width = stored.dtype.itemsize
-            piece = torch.empty(min(_CHUNK // width, out_flat.numel()), dtype=stored.dtype)
-            for first in range(0, out_flat.numel(), max(len(piece), 1)):
-                part = piece[: out_flat.numel() - first]
-                _read_exactly(self.path, file.fileno(), _memory(part), stored.start + first * width)
-                out_flat[first : first + len(part)] = part
+            _read_exactly(self.path, file.fileno(), into, start)
 
     def pieces(self, name: str) -> Iterator[bytearray]:
         """The tensor's bytes, a piece at a time."""
@@ -92,11 +113,18 @@ class SafetensorsModel:
         self._holder = {name: file for file in files for name in file.tensors}
         self.shapes = {name: file.tensors[name].shape for name, file in self._holder.items()}
 
-    def read(self, name: str, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-        """The tensor as `dtype`, in new memory or in `out` (contiguous, of its shape)."""
-        if out is None:
-            out = torch.empty(self.shapes[name], dtype=dtype)
-        self._holder[name].read_into(name, out.view(-1))
+    def array(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """The tensor as float32, in new memory or in `out` (contiguous, of its shape)."""
+        out = np.empty(self.shapes[name], np.float32) if out is None else out
+        self._holder[name].array_into(name, out.reshape(-1))
+        return out
+
+    def tensor(self, name: str, dtype: "torch.dtype", out: "Tensor | None" = None) -> "Tensor":
+        """The same as PyTorch's tensor of the type `dtype`."""
+        import torch
+
+        out = torch.empty(self.shapes[name], dtype=dtype) if out is None else out
+        self._holder[name].tensor_into(name, out.view(-1))
         return out
 
     def check_float(self, name: str) -> None:
@@ -104,8 +132,7 @@ class SafetensorsModel:
         file = self._holder[name]
         dtype = file.tensors[name].dtype
         if dtype not in _FLOATS:
-            known = ", ".join(DTYPE_NAMES[each] for each in _FLOATS)
-            raise FormatError(file.path, f"the tensor {name!r} is of the type {DTYPE_NAMES[dtype]}: read are {known}")
+            raise FormatError(file.path, f"the tensor {name!r} is of the type {dtype}: read are {', '.join(_FLOATS)}")
 
     def same(self, one: str, other: str) -> bool:
         """Whether two tensors have the same bytes."""
@@ -157,16 +184,16 @@ def _stored(path: Path, name: str, entry: Any, data_start: int) -> Stored:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise FormatError(path, f"the entry of the tensor {name!r} is not its dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(path, f"the tensor {name!r} has the dtype {dtype!r} (known: {', '.join(DTYPES)})")
+    if not isinstance(dtype, str) or dtype not in WIDTHS:
+        raise FormatError(path, f"the tensor {name!r} has the dtype {dtype!r} (known: {', '.join(WIDTHS)})")
     if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise FormatError(path, f"the tensor {name!r} has the shape {str(shape)[:80]}")
     if not _are_sizes(offsets) or len(offsets) != 2:
         raise FormatError(path, f"the tensor {name!r} has the data_offsets {str(offsets)[:80]}")
     start, end = offsets
-    if math.prod(shape) * _WIDTHS[dtype] != end - start:
+    if math.prod(shape) * WIDTHS[dtype] != end - start:
         raise FormatError(path, f"the tensor {name!r} of {dtype} {shape} does not fill its {end - start} bytes")
-    return Stored(DTYPES[dtype], tuple(shape), data_start + start, data_start + end)
+    return Stored(dtype, tuple(shape), data_start + start, data_start + end)
 
 
 def _are_sizes(values: Any) -> bool:
@@ -185,10 +212,6 @@ def _check_side_by_side(path: Path, tensors: Mapping[str, Stored], start: int, s
         raise FormatError(path, f"its tensors end at byte {start} and the file at byte {size}")
 
 
-def _memory(flat: Tensor) -> memoryview:
-    return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
 def _read_exactly(path: Path, descriptor: int, into: Buffer, offset: int) -> Buffer:
     """Fill `into` from byte `offset` of the file on; returns it."""
     rest = memoryview(into)
@@ -198,38 +221,3 @@ def _read_exactly(path: Path, descriptor: int, into: Buffer, offset: int) -> Buf
             raise FormatError(path, f"it ended at byte {offset} while it was read")
         rest, offset = rest[n:], offset + n
     return into
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What the header says of a tensor to be written."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def n_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-
-def write_safetensors(
-    path: Path, entries: Sequence[Entry], tensors: Iterable[Tensor], metadata: Mapping[str, str]
-) -> None:
-    """Write a file that does not exist yet: `tensors` are asked for one at a time, in the order of `entries`."""
-    write_new(path, _chunks(entries, tensors, metadata))
-
-
-def _chunks(entries: Sequence[Entry], tensors: Iterable[Tensor], metadata: Mapping[str, str]) -> Iterator[Buffer]:
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for entry in entries:
-        start, end = end, end + entry.n_bytes
-        shape = list(entry.shape)
-        header[entry.name] = {"dtype": DTYPE_NAMES[entry.dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for entry, tensor in zip(entries, tensors, strict=True):
-        assert tensor.dtype == entry.dtype and tuple(tensor.shape) == entry.shape, entry.name
-        yield tensor_bytes(tensor)

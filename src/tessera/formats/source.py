@@ -1,30 +1,37 @@
 """A model in files that others wrote, opened but not yet read.
 
 Opening reads headers and settings only and checks that they agree: every tensor that the decoder needs is there, in the
-shape that the settings say. `build` then makes the decoder without memory for its parameters and fills it tensor by
-tensor, so that the model is never in memory twice.
+shape that the settings say. Nothing here needs PyTorch: `array` reads a tensor for NumPy. `build` makes PyTorch's
+decoder of it (`torch_tensors.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+import numpy as np
 
+from tessera.config import check
 from tessera.errors import FormatError, InputError, SettingError
-from tessera.model.decoder import Decoder
+from tessera.model.plain import PIECES, plain_decoder
 from tessera.model.settings import DecoderSettings
 from tessera.tokenizers import Tokenizer
 
-FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from tessera.formats.torch_tensors import Store
+    from tessera.model.decoder import Decoder
+
+FLOATS = ("fp32", "bf16", "fp16")
 """The types that a model is built in, and written in without quantization."""
-Blocks = Callable[[str], tuple[str, Callable[[], Tensor]] | None]
+Blocks = Callable[[str], tuple[str, Callable[[], np.ndarray]] | None]
 """Our name -> that matrix as it is in the file: the name of its type, and what reads its rows as bytes; None where the
 file does not hold its rows one by one."""
-Store = Callable[[nn.Module, str, Tensor], None]
 _TABLE_BYTES = 2**27  # what the tables of positions may take in a model that is smaller than they are
 
 
@@ -39,50 +46,42 @@ class ModelSource:
     tokenizer: Tokenizer | None
     names: Sequence[str]
     """Our names of its tensors."""
-    read: Callable[[str, torch.dtype], Tensor]
+    read: "Callable[[str, torch.dtype], Tensor]"
     """Our name and the wanted float type -> that tensor, in memory of its own, whether or not the type can hold it."""
+    array: Callable[[str], np.ndarray]
+    """Our name -> that tensor as an array of float32, in memory of its own."""
     path: Path
     notes: list[str] = field(default_factory=list)
     """What the user should hear: what was assumed, and what was left out."""
     blocks: Blocks | None = None
 
-    def build(self, dtype: torch.dtype = torch.float32, *, store: "Store | None" = None) -> Decoder:
-        """The decoder with its weights, in evaluation mode; at its peak this takes little more than the weights do.
+    def build(self, dtype: "torch.dtype | None" = None, *, store: "Store | None" = None) -> "Decoder":
+        """PyTorch's decoder with its weights (float32 unless said), in evaluation mode; at its peak this takes little
+        more than the weights do.
 
         `store(model, name, tensor)` may keep a tensor in another form than the parameter `name`.
         """
-        with parameters_on_meta():
-            model = Decoder.from_settings(self.settings, n_vocab=self.n_vocab)
-        expected = model.state_dict()
-        if set(expected) != set(self.names):
-            differing = sorted(set(expected) ^ set(self.names))
-            raise FormatError(self.path, f"{len(differing)} tensors are missing or left over, such as {differing[0]!r}")
-        for name in self.names:
-            (store or put)(model, name, self.tensor(name, dtype))
-        return model.eval()
+        from tessera.formats.torch_tensors import FLOAT_TYPES, build_decoder
 
-    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        return build_decoder(self, dtype or FLOAT_TYPES["fp32"], store)
+
+    def tensor(self, name: str, dtype: "torch.dtype") -> "Tensor":
         """The tensor `name` as `dtype`; a `SettingError` where its numbers are too large for that type."""
-        found = self.read(name, dtype)
-        if dtype.itemsize < 4 and not is_finite(found) and is_finite(self.read(name, torch.float32)):
-            known = {each: named for named, each in FLOATS.items()}
-            raise too_large(name, known.get(dtype, str(dtype)))
-        return found
+        from tessera.formats.torch_tensors import checked_tensor
+
+        return checked_tensor(self, name, dtype)
 
 
-def float_named(name: str) -> torch.dtype:
-    """The type of `FLOATS` that is called `name`."""
-    if name not in FLOATS:
-        raise SettingError("dtype", name, f"one of {', '.join(FLOATS)}")
-    return FLOATS[name]
+def check_settings(content: Mapping[str, Any]) -> DecoderSettings:
+    """The settings of a decoder from a file. Those of a plain one, and those that NumPy has, are known without PyTorch,
+    whose pieces others are checked against."""
+    with suppress(SettingError):
+        return check(DecoderSettings, content, slots=PIECES)
+    from tessera.scratch.decoder import SLOTS
 
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite, found without memory for a mask."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    least, most = tensor.aminmax()  # either is NaN where any number is
-    return bool(least.isfinite() and most.isfinite())
+    with suppress(SettingError):
+        return check(DecoderSettings, content, slots=SLOTS)
+    return check(DecoderSettings, content)
 
 
 def too_large(name: str, dtype: str) -> SettingError:
@@ -96,14 +95,6 @@ def not_finite(name: str) -> InputError:
     return InputError(f"the tensor {name!r} holds numbers that are NaN or infinite: such a model is not written")
 
 
-def converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
-    """A tensor as it is written: as the type of `FLOATS` that is called `dtype`, every number of it finite."""
-    made = tensor.detach().to(FLOATS[dtype])
-    if not is_finite(made):
-        raise too_large(name, dtype) if is_finite(tensor.detach()) else not_finite(name)
-    return made
-
-
 def skeleton_shapes(path: Path, settings: DecoderSettings, n_vocab: int) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of the decoder that `settings` describe, found without memory for any of them.
 
@@ -115,59 +106,20 @@ def skeleton_shapes(path: Path, settings: DecoderSettings, n_vocab: int) -> dict
         if getattr(settings, name) > most:
             raise FormatError(path, f"{name} = {getattr(settings, name)}: at most {most} is read")
     try:
-        with torch.device("meta"):
-            model = Decoder.from_settings(settings, n_vocab=n_vocab)
-    except SettingError as error:
-        raise FormatError(path, f"its settings make no model: {error}") from None
-    except (RuntimeError, OverflowError, TypeError, ValueError) as error:  # torch: a shape too large to multiply out
-        raise FormatError(path, f"its settings make no model ({str(error).splitlines()[0]})") from None
-    weights = 4 * sum(tensor.numel() for tensor in model.state_dict().values())
-    tables = 4 * sum(buffer.numel() for buffer in model.buffers())
-    if tables > max(weights, _TABLE_BYTES):
+        plain = plain_decoder(settings, n_vocab=n_vocab)
+    except SettingError:
+        plain = None
+    if plain is not None and plain.position.scaling is None:
+        shapes, tables = plain.shapes(), 2 * 4 * settings.context * plain.n_pairs
+    else:  # another kind of decoder, or none at all: PyTorch's says what is wrong
+        from tessera.formats.torch_tensors import meta_shapes
+
+        shapes, tables = meta_shapes(path, settings, n_vocab)
+    if tables > max(4 * sum(map(prod, shapes.values())), _TABLE_BYTES):
         raise FormatError(
             path, f"a context of {settings.context} tokens needs {tables >> 20} MiB of tables, more than the model"
         )
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Modules made within get their parameters without memory, and their buffers (tables of positions) as ever.
-
-    A parameter is empty memory for a moment, which the system does not provide before it is written to.
-    """
-
-    def to_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        if parameter is None or parameter.is_meta:
-            return parameter
-        return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)
-
-    handle = register_module_parameter_registration_hook(to_meta)  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def put(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Give the parameter (or buffer) `name` the memory of `tensor`."""
-    owner_name, _, last = name.rpartition(".")
-    owner = model.get_submodule(owner_name)
-    shape = tuple(getattr(owner, last).shape)
-    if tuple(tensor.shape) != shape:
-        raise SettingError(name, tuple(tensor.shape), f"the shape {shape}")
-    if last in owner._parameters:
-        owner.register_parameter(last, nn.Parameter(tensor))
-    else:
-        owner.register_buffer(last, tensor)
-
-
-def check_complete(settings: DecoderSettings, n_vocab: int, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `InputError` unless `tensors` are those of a model of these settings, before any is written."""
-    for name, shape in skeleton_shapes(Path("model"), settings, n_vocab).items():
-        found = tuple(tensors[name].shape) if name in tensors else None
-        if found != shape:
-            raise InputError(f"the tensor {name!r} is {found or 'missing'}, where the model's settings say {shape}")
+    return shapes
 
 
 def check_shapes(path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> None:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
 from tessera.errors import InputError, SettingError
 
 EarlyStopping = bool | Literal["never"]
-Score = Callable[[list[list[int]], list[int]], Tensor]
+Score = Callable[[list[list[int]], list[int]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,13 @@ class BeamSearch:
         self.finished: list[Beam] = []
         self.done = False
 
-    def step(self, logprobs_RV: Tensor) -> list[int]:
+    def step(self, logprobs_RV: np.ndarray) -> list[int]:
         """Continue each running beam; for each that runs now, the row that it came from."""
         if self.done:
             raise InputError("the beam search is over")
         if len(logprobs_RV) != len(self.running):
             raise InputError(f"{len(self.running)} beams are running, not {len(logprobs_RV)}")
-        scores_RV = logprobs_RV.detach().double().cpu().numpy() + np.array([[beam.score] for beam in self.running])
+        scores_RV = logprobs_RV.astype(np.float64) + np.array([[beam.score] for beam in self.running])
         if np.isnan(scores_RV).any():
             raise InputError("the log-probabilities are not numbers (NaN): the model is damaged or has diverged")
         # So many that enough of them go on even if every other one ends.

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import InputError, SettingError
 from tessera.generate.blocks import Blocks
+from tessera.generate.logits import log_softmax
 from tessera.generate.requests import Backend, StepRows
-from tessera.generate.sampling import in_float32
 
 READ = 512
 """So many tokens of the prompt are read in a step."""
@@ -63,11 +63,11 @@ class BeamCache:
             self._blocks.release(table)
         self._blocks.promised -= self._promised
 
-    def __call__(self, prefixes: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
+    def __call__(self, prefixes: Sequence[Sequence[int]], rows: Sequence[int]) -> np.ndarray:
         """The log-probabilities after each prefix, (R, V); it continues that of the call before with the number of its
         row."""
         self._follow(rows)
-        return self._step(prefixes).double().log_softmax(dim=-1)
+        return log_softmax(self._step(prefixes).astype(np.float64))
 
     def _follow(self, rows: Sequence[int]) -> None:
         """Tables for the beams that go on."""
@@ -96,7 +96,7 @@ class BeamCache:
         self._blocks.promised += promised - self._promised
         self._promised = promised
 
-    def _step(self, prefixes: Sequence[Sequence[int]], *, wanted: bool = True) -> Tensor:
+    def _step(self, prefixes: Sequence[Sequence[int]], *, wanted: bool = True) -> np.ndarray:
         """Read what is new of each prefix; the logits after the last of it."""
         made = StepRows([], [], [], [])
         for number, (ids, table, length) in enumerate(zip(prefixes, self._tables, self._lengths, strict=True)):
@@ -109,4 +109,4 @@ class BeamCache:
             if wanted:
                 made.wanted.append(len(made.ids) - 1)
         self._lengths = [len(ids) for ids in prefixes]
-        return in_float32(self._backend.step(made, self._tables).cpu())
+        return self._backend.step(made, self._tables)

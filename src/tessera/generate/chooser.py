@@ -8,16 +8,18 @@ greedy; who guesses tokens (speculative.py) may look at the next ones, which mov
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import InputError
-from tessera.generate.constrain.constraint import Constraint
-from tessera.generate.logits import check_logits, guided, log_probabilities
+from tessera.generate.logits import check_logits, guided, in_float32, log_probabilities
 from tessera.generate.mirostat import Bound
 from tessera.generate.rows import Candidates, candidates
-from tessera.generate.sampling import Sampling, edited, in_float32, shaped, uniform
+from tessera.generate.sampling import Sampling, edited, uniform
+
+if TYPE_CHECKING:
+    from tessera.generate.constrain.constraint import Constraint
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,18 @@ class Choice:
 class Chooser:
     """The state of one answer. `ids` are those chosen so far; `ends` are the tokens that end an answer.
 
-    Logits are on the CPU. With `guidance` each call needs `negative_V`, the logits of the same answer after the
+    With `guidance` each call needs `negative_V`, the logits of the same answer after the
     negative prompt.
     """
 
     def __init__(
         self,
         sampling: Sampling,
-        generator: torch.Generator,
+        generator: np.random.Generator,
         *,
         prompt: Sequence[int] = (),
         ends: Collection[int] = (),
-        constraint: Constraint | None = None,
+        constraint: "Constraint | None" = None,
     ) -> None:
         if constraint is None and (sampling.regex is not None or sampling.json_schema is not None):
             raise InputError("these settings constrain the output: the chooser needs the compiled constraint")
@@ -72,7 +74,7 @@ class Chooser:
             self._uniforms.append(uniform(self._generator))
         return self._uniforms[n]
 
-    def choose(self, logits_V: Tensor, negative_V: Tensor | None = None, *, best: int | None = None) -> Choice:
+    def choose(self, logits_V: np.ndarray, negative_V: np.ndarray | None = None, *, best: int | None = None) -> Choice:
         """Draw the next token and add it. `best`: what `best_ids` said of the row, if it was asked."""
         greedy = self.sampling.temperature == 0.0
         if best is None or not self._plain or (self._ends_wait and not (greedy and best not in self.ends)):
@@ -80,22 +82,22 @@ class Chooser:
         elif greedy:
             id = best
         else:
-            id = candidates(in_float32(logits_V).detach().numpy(), self.sampling).pick(self._uniform())
+            id = candidates(in_float32(logits_V), self.sampling).pick(self._uniform())
         return self._take(id, logits_V)
 
-    def _drawn(self, edited_V: Tensor) -> int:
+    def _drawn(self, edited_V: np.ndarray) -> int:
         check_logits(edited_V)
+        if self.sampling.temperature == 0.0:
+            return int(edited_V.argmax())
+        found = candidates(edited_V, self.sampling)
         if self._bound is None:
-            row_V = edited_V.detach().numpy()
-            if self.sampling.temperature == 0.0:
-                return int(row_V.argmax())
-            return candidates(row_V, self.sampling).pick(self._uniform())
-        shaped_V = shaped(edited_V[None], self.sampling)[0]
-        id = Candidates(self._bound.cut(shaped_V).numpy()).pick(self._uniform())
+            return found.pick(self._uniform())
+        shaped_V = found.row()
+        id = Candidates(self._bound.cut(shaped_V)).pick(self._uniform())
         self._bound.take(shaped_V, id)
         return id
 
-    def _take(self, id: int, logits_V: Tensor) -> Choice:
+    def _take(self, id: int, logits_V: np.ndarray) -> Choice:
         if self.constraint is not None:
             self._state = self.constraint.advance(self._state, id)
         self.ids.append(id)
@@ -112,7 +114,7 @@ class Chooser:
         """Whether an end token may not be drawn yet."""
         return bool(self.ends) and (self.sampling.ignore_eos or len(self.ids) < self.sampling.min_tokens)
 
-    def _edited(self, logits_V: Tensor, negative_V: Tensor | None) -> Tensor:
+    def _edited(self, logits_V: np.ndarray, negative_V: np.ndarray | None) -> np.ndarray:
         """The logits before temperature and filters."""
         logits_V = in_float32(logits_V)
         check_logits(logits_V)

@@ -7,13 +7,12 @@ penalties and constraints it leaves out, which costs a guess at the worst.
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import numpy as np
 
 from tessera.generate.chooser import Chooser
 from tessera.generate.logits import best_ids, check_logits
 from tessera.generate.requests import Backend, StepRows
 from tessera.generate.rows import candidates
-from tessera.generate.sampling import in_float32
 from tessera.generate.speculative import Pace
 
 READ = 256
@@ -124,7 +123,7 @@ class DraftModel:
             is_read.append(drafted.n_read == drafted.n_in_sight + len(drafted.guesses))
             if is_read[-1]:
                 rows.wanted.append(len(rows.ids) - 1)
-        logits_WV = in_float32(self.backend.step(rows, [drafted.blocks for drafted in answers]).cpu())
+        logits_WV = self.backend.step(rows, [drafted.blocks for drafted in answers])
         if not rows.wanted:
             return [None] * len(answers)
         check_logits(logits_WV)
@@ -134,9 +133,9 @@ class DraftModel:
         ]
 
 
-def _guess(drafted: Drafted, logits_V: Tensor, best: int | None) -> int:
+def _guess(drafted: Drafted, logits_V: np.ndarray, best: int | None) -> int:
     assert best is not None
     sampling = drafted.chooser.sampling
     if sampling.temperature == 0.0:
         return best
-    return candidates(logits_V.numpy(), sampling).pick(drafted.chooser.peek(len(drafted.guesses)))
+    return candidates(logits_V, sampling).pick(drafted.chooser.peek(len(drafted.guesses)))

@@ -4,10 +4,10 @@ The prompt goes through the model once and leaves its keys and values in a cache
 costs one position (decode). Only the last position goes through the head. `scheduler.py` does it, for any number of
 answers at once, and says what happens past the window.
 
-With a decoder each call has a cache of its own, as large as it needs, so that weights may change between two (a
-rollout) and nothing stale is ever read. With a `Backend`, such as `cpu.model.CpuModel`, there is one cache for all
-calls, and what the next one may share is kept in it. A `guesser` (speculative.py) makes answers
-come sooner, and changes none.
+With a decoder, of PyTorch or of NumPy, each call has a cache of its own, as large as it needs, so that weights may
+change between two (a rollout) and nothing stale is ever read. With a `Backend`, such as `cpu.model.CpuModel`, there is
+one cache for all calls, and what the next one may share is kept in it. A `guesser` (speculative.py) makes answers come
+sooner, and changes none.
 
 Rows. Answer i to a prompt draws from its own stream, made of the prompt's seed and i, so it does not depend on n, on
 the other rows or on when they end, up to the rounding of matrix products of another height.
@@ -18,10 +18,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
 from tessera.errors import InputError, SettingError
 from tessera.generate.beam import Beam, EarlyStopping, beam_search
@@ -31,11 +30,13 @@ from tessera.generate.requests import Backend, Completion, Event, Finish, decode
 from tessera.generate.sampling import Sampling, prompt_seeds, row_generators
 from tessera.generate.scheduler import Scheduler
 from tessera.generate.speculative import Guesser
-from tessera.generate.torch_step import TorchStep, evaluating
-from tessera.model.decoder import Decoder
 from tessera.tokenizers.contract import Tokenizer
 
-__all__ = ["BeamCompletion", "Completion", "Engine", "Finish", "evaluating"]
+if TYPE_CHECKING:
+    from tessera.model.decoder import Decoder
+    from tessera.scratch.decoder import Decoder as NumpyDecoder
+
+__all__ = ["BeamCompletion", "Completion", "Engine", "Finish"]
 
 ROWS = 256
 """So many answers are decoded at once, at the most."""
@@ -61,7 +62,7 @@ class _Desk:
         self._boxes: dict[int, deque[Event]] = {}
 
     def add(
-        self, ids: Sequence[int], sampling: Sampling, generator: torch.Generator, negative: Sequence[int] | None
+        self, ids: Sequence[int], sampling: Sampling, generator: np.random.Generator, negative: Sequence[int] | None
     ) -> int:
         number = self.scheduler.add(ids, sampling, generator=generator, negative=negative)
         self._boxes[number] = deque()
@@ -99,7 +100,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Decoder | Backend,
+        model: "Decoder | NumpyDecoder | Backend",
         tokenizer: Tokenizer,
         *,
         guesser: Guesser[Any] | None = None,
@@ -115,7 +116,7 @@ class Engine:
         self._n_vocab = tokenizer.n_vocab
         self.model = model
         self._guesser, self._cache = guesser, cache
-        self._desk = None if isinstance(model, nn.Module) else self._new_desk(model)
+        self._desk = self._new_desk(model) if isinstance(model, Backend) else None
 
     def stream(
         self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, truncate: bool = False
@@ -199,7 +200,7 @@ class Engine:
         ids = self._prompt_ids(prompt, truncate=False)
         if self._desk is None:
             blocks = Blocks(n_blocks=max(1, blocks_needed(len(ids), max_tokens, width, BLOCK)), size=BLOCK)
-            backend: Backend = self._torch_step(blocks.n_blocks)
+            backend = self._new_backend(blocks.n_blocks)
         else:
             blocks, backend = self._desk.scheduler.blocks, self._desk.scheduler.backend
         with BeamCache(backend, blocks, ids, width=width, max_tokens=max_tokens) as score:
@@ -215,12 +216,12 @@ class Engine:
             )
         return [self._of_beam(beam, ids) for beam in found]
 
-    def next_distribution(self, prompt: str | Sequence[int], *, truncate: bool = False) -> Tensor:
-        """The probability of each token to follow `prompt`, (n_vocab of the tokenizer,) in float32, on the CPU."""
+    def next_distribution(self, prompt: str | Sequence[int], *, truncate: bool = False) -> np.ndarray:
+        """The probability of each token to follow `prompt`, (n_vocab of the tokenizer,) in float32."""
         ids = self._prompt_ids(prompt, truncate=truncate)
         asked = Sampling(max_tokens=1, logprobs=self._n_vocab, seed=0)
         (choice,) = self.complete(ids, asked)[0].choices
-        found_V = torch.zeros(self._n_vocab)
+        found_V = np.zeros(self._n_vocab, np.float32)
         for id, logprob in choice.top:
             found_V[id] = math.exp(logprob)
         return found_V
@@ -259,12 +260,23 @@ class Engine:
         rows = max(ROWS, 1 if negative is None else 2)
         needs = [-(-min(self.context, length + sampling.max_tokens) // BLOCK) for length in lengths]
         n_blocks = max(1, sum(nlargest(rows, needs)))
-        backend = self._torch_step(n_blocks)
+        backend = self._new_backend(n_blocks)
         return self._new_desk(backend, n_sequences=rows)
 
-    def _torch_step(self, n_blocks: int) -> TorchStep:
-        assert isinstance(self.model, nn.Module)
-        return TorchStep(self.model, n_blocks=n_blocks, block_size=BLOCK, n_vocab=self._n_vocab, cache=self._cache)
+    def _new_backend(self, n_blocks: int) -> Backend:
+        """Steps of the decoder, with a cache of its own."""
+        from tessera.generate.numpy_step import NumpyStep  # who computes otherwise needs neither of these models
+        from tessera.scratch.decoder import Decoder as NumpyDecoder
+
+        model = self.model
+        assert not isinstance(model, Backend)
+        if isinstance(model, NumpyDecoder):
+            if self._cache != "float":
+                raise SettingError("cache", self._cache, "float, as NumPy computes")
+            return NumpyStep(model, n_blocks=n_blocks, block_size=BLOCK, n_vocab=self._n_vocab)
+        from tessera.generate.torch_step import TorchStep  # with it comes PyTorch, as it did with the decoder
+
+        return TorchStep(model, n_blocks=n_blocks, block_size=BLOCK, n_vocab=self._n_vocab, cache=self._cache)
 
     def _new_desk(self, backend: Backend, **settings: int) -> _Desk:
         return _Desk(Scheduler(backend, self.tokenizer, step_rows=STEP_ROWS, guesser=self._guesser, **settings))

@@ -11,22 +11,22 @@ the one after it, which makes a smaller error).
 
 import math
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import SettingError
+from tessera.generate.logits import log_softmax
 
 
-def surprises(logits_V: Tensor) -> Tensor:
+def surprises(logits_V: np.ndarray) -> np.ndarray:
     """-log2 of each token's probability."""
-    return -logits_V.double().log_softmax(dim=-1) / math.log(2.0)
+    return -log_softmax(logits_V.astype(np.float64)) / math.log(2.0)
 
 
-def truncated(logits_V: Tensor, mu: float) -> Tensor:
+def truncated(logits_V: np.ndarray, mu: float) -> np.ndarray:
     """Keep the tokens whose surprise is at most `mu`, and the most probable one (of the lowest id) in any case."""
     dropped_V = surprises(logits_V) > mu
     dropped_V[logits_V.argmax()] = False
-    return logits_V.masked_fill(dropped_V, -math.inf)
+    return np.where(dropped_V, logits_V.dtype.type(-np.inf), logits_V)
 
 
 def moved(mu: float, surprise: float, *, tau: float, eta: float) -> float:
@@ -44,12 +44,12 @@ class Bound:
         self.tau, self.eta = tau, eta
         self.mu = 2.0 * tau
 
-    def cut(self, logits_V: Tensor) -> Tensor:
+    def cut(self, logits_V: np.ndarray) -> np.ndarray:
         """What may be drawn now."""
         return truncated(logits_V, self.mu)
 
-    def take(self, logits_V: Tensor, id: int) -> None:
+    def take(self, logits_V: np.ndarray, id: int) -> None:
         """`id` has been drawn; `logits_V` are those before the cut."""
-        if not torch.isfinite(logits_V[id]):
+        if not np.isfinite(logits_V[id]):
             return  # forced from outside where it was impossible: its surprise says nothing
         self.mu = moved(self.mu, float(surprises(logits_V)[id]), tau=self.tau, eta=self.eta)

@@ -5,17 +5,18 @@ S positions, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import TesseraError
 from tessera.generate.chooser import Choice, Chooser
-from tessera.generate.constrain.constraint import Constraint
 from tessera.generate.sampling import Sampling
 from tessera.generate.stop import StopFilter
 from tessera.tokenizers.contract import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from tessera.generate.constrain.constraint import Constraint
 
 Finish = Literal["stop", "length", "end"]
 
@@ -33,6 +34,7 @@ class StepRows(NamedTuple):
     wanted: Any
 
 
+@runtime_checkable
 class Backend(Protocol):
     """What computes steps: a model, and memory for `n_blocks` blocks of `block_size` positions.
 
@@ -44,8 +46,9 @@ class Backend(Protocol):
     n_blocks: int
     block_size: int
 
-    def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
-        """The logits after each wanted row, (wanted, V); `tables[i]` are the blocks of sequence i, in order."""
+    def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> np.ndarray:
+        """The logits after each wanted row, (wanted, V) in float32; `tables[i]` are the blocks of sequence i, in
+        order."""
         ...
 
 
@@ -100,8 +103,8 @@ class Answer:
     tokenizer: Tokenizer
     prompt: Sequence[int]
     sampling: Sampling
-    generator: torch.Generator
-    constraint: Constraint | None = None
+    generator: np.random.Generator
+    constraint: "Constraint | None" = None
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: Finish | None = None
@@ -120,7 +123,9 @@ class Answer:
         """How many tokens there may still be."""
         return self.sampling.max_tokens - len(self.ids)
 
-    def choose(self, logits_V: Tensor, negative_V: Tensor | None = None, *, best: int | None = None) -> tuple[int, str]:
+    def choose(
+        self, logits_V: np.ndarray, negative_V: np.ndarray | None = None, *, best: int | None = None
+    ) -> tuple[int, str]:
         """The next token, and the text that it makes certain; sets `finish` if it ends the answer."""
         choice = self.chooser.choose(logits_V, negative_V, best=best)
         if self.sampling.logprobs is not None:

@@ -1,11 +1,10 @@
-"""The filters for one row on a CPU: the same tokens as `filters.py` keeps, in a fraction of the time.
+"""The filters for one row: the same tokens as `filters.py` keeps, in a fraction of the time.
 
 Two ideas. What has been dropped is forgotten: after a filter only the ids and logits of the candidates go on, in the
 order of their ids. And only what can matter is sorted: if the tokens above a bound already reach p, the nucleus is
 among them, exactly.
 
-It is NumPy in one thread: PyTorch would share a row of 50,000 among its threads, which costs more than it saves. So a
-row's numbers depend on that row alone. V vocabulary, K candidates.
+A row's numbers depend on that row alone. V vocabulary, K candidates.
 """
 
 import math

@@ -7,23 +7,22 @@ What changes single logits comes first, then the temperature, then the filters, 
 -inf and judges what the one before it left; the draw is from what remains, scaled to a sum of 1. Where logits are equal
 the lower id comes first. docs/sampling.md says where transformers and llama.cpp do the same.
 
-Rows are independent: each has its own generator, and on a CPU is worked on alone, so that its numbers do not depend on
-the batch that it is in. `Chooser` (chooser.py) holds what one answer needs for this; the functions here are pure.
+Rows are independent: each has its own generator and is worked on alone, so that its numbers do not depend on the batch
+that it is in. `Chooser` (chooser.py) holds what one answer needs for this; the functions here are pure.
 """
 
 import secrets
 from collections.abc import Collection, Sequence
 from hashlib import blake2b
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from tessera.generate.filters import greedy, min_p, temperature, top_k, top_p, typical
 from tessera.generate.logits import (
     Ids,
     banned,
     biased,
     check_logits,
+    in_float32,
     occurrence_penalty,
     repeated_ngrams,
     repetition_penalty,
@@ -45,8 +44,8 @@ __all__ = [
 
 
 def edited(
-    logits_V: Tensor, sampling: Sampling, previous: Ids | None = None, n_prompt: int = 0, ends: Collection[int] = ()
-) -> Tensor:
+    logits_V: np.ndarray, sampling: Sampling, previous: Ids | None = None, n_prompt: int = 0, ends: Collection[int] = ()
+) -> np.ndarray:
     """The first half of the order, bias to end tokens. `previous` is the prompt, `n_prompt` long, and the answer.
 
     The repetition penalty and the n-grams see all of it, presence and frequency the answer alone. `ends` may not be
@@ -67,108 +66,68 @@ def edited(
     return logits_V
 
 
-def shaped(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """The second half of the order: the temperature and the filters; softmax gives what is drawn from."""
-    check_logits(logits_BV)
+def filtered(
+    logits_BV: np.ndarray, sampling: Sampling, previous_BT: np.ndarray | None = None, *, n_prompt: int = 0
+) -> np.ndarray:
+    """The logits that are drawn from, of rows with the same settings, -inf where nothing is; softmax gives the
+    probabilities. `previous_BT` is what the penalties look at."""
+    edited_BV = _edited_rows(logits_BV, sampling, previous_BT, n_prompt)
+    check_logits(edited_BV)
     if sampling.temperature == 0.0:
-        return top_k(logits_BV, 1)
-    if logits_BV.device.type == "cpu":
-        rows = [torch.from_numpy(candidates(row, sampling).row()) for row in logits_BV.detach().numpy()]
-        return torch.stack(rows)
-    return shaped_together(logits_BV, sampling)
-
-
-def shaped_together(logits_BV: Tensor, sampling: Sampling) -> Tensor:
-    """`shaped` for all rows at once, and a temperature that is not 0."""
-    if sampling.temperature != 1.0:
-        logits_BV = temperature(logits_BV, sampling.temperature)
-    if sampling.top_k is not None:
-        logits_BV = top_k(logits_BV, sampling.top_k)
-    if sampling.top_p is not None:
-        logits_BV = top_p(logits_BV, sampling.top_p)
-    if sampling.min_p is not None:
-        logits_BV = min_p(logits_BV, sampling.min_p)
-    if sampling.typical is not None:
-        logits_BV = typical(logits_BV, sampling.typical)
-    return logits_BV
-
-
-def filtered(logits_BV: Tensor, sampling: Sampling, previous_BT: Tensor | None = None, *, n_prompt: int = 0) -> Tensor:
-    """The logits that are drawn from, of rows with the same settings: `edited`, then `shaped`."""
-    return shaped(_edited_rows(logits_BV, sampling, previous_BT, n_prompt), sampling)
+        sampling = Sampling(top_k=1)
+    return np.stack([candidates(row_V, sampling).row() for row_V in edited_BV])
 
 
 def sample(
-    logits_BV: Tensor,
+    logits_BV: np.ndarray,
     sampling: Sampling,
-    generators: Sequence[torch.Generator],
-    previous_BT: Tensor | None = None,
+    generators: Sequence[np.random.Generator],
+    previous_BT: np.ndarray | None = None,
     *,
     n_prompt: int = 0,
-) -> Tensor:
+) -> np.ndarray:
     """The next id of each row. `generators` has one for each row; `previous_BT` is what the penalties look at."""
-    return pick(_edited_rows(logits_BV, sampling, previous_BT, n_prompt), sampling, generators)
-
-
-def pick(logits_BV: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """The next id of each row of logits that are `edited`: `shaped`, and a draw."""
-    check_logits(logits_BV)
-    on_cpu = logits_BV.device.type == "cpu"
+    edited_BV = _edited_rows(logits_BV, sampling, previous_BT, n_prompt)
+    check_logits(edited_BV)
     if sampling.temperature == 0.0:
-        return torch.from_numpy(logits_BV.detach().numpy().argmax(axis=-1)) if on_cpu else greedy(logits_BV)
-    if on_cpu:
-        rows = zip(logits_BV.detach().numpy(), generators, strict=True)
-        return torch.tensor([candidates(row, sampling).pick(uniform(generator)) for row, generator in rows])
-    return draw(shaped_together(logits_BV, sampling), generators)
+        return edited_BV.argmax(axis=-1)
+    rows = zip(edited_BV, generators, strict=True)
+    return np.array([candidates(row_V, sampling).pick(uniform(generator)) for row_V, generator in rows])
 
 
-def _edited_rows(logits_BV: Tensor, sampling: Sampling, previous_BT: Tensor | None, n_prompt: int) -> Tensor:
+def _edited_rows(
+    logits_BV: np.ndarray, sampling: Sampling, previous_BT: np.ndarray | None, n_prompt: int
+) -> np.ndarray:
     logits_BV = in_float32(logits_BV)
     check_logits(logits_BV)
     if not sampling.logit_bias and not sampling.looks_back:
         return logits_BV
-    before = [()] * len(logits_BV) if previous_BT is None else previous_BT.cpu().numpy()
+    before = [()] * len(logits_BV) if previous_BT is None else previous_BT
     rows = zip(logits_BV, before, strict=True)
-    return torch.stack([edited(row_V, sampling, previous, n_prompt) for row_V, previous in rows])
+    return np.stack([edited(row_V, sampling, previous, n_prompt) for row_V, previous in rows])
 
 
-def in_float32(logits_BV: Tensor) -> Tensor:
-    """In float32 at least, in which sampling is done."""
-    return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32))
-
-
-def draw(logits_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+def draw(logits_BV: np.ndarray, generators: Sequence[np.random.Generator]) -> np.ndarray:
     """One id a row from softmax(logits): the first whose cumulative probability exceeds one uniform number.
 
-    One number is taken from a row's generator a draw, whatever the vocabulary and the device.
+    One number is taken from a row's generator a draw, whatever the vocabulary.
     """
-    uniforms = [uniform(generator) for generator in generators]
-    if logits_BV.device.type == "cpu":
-        rows = zip(logits_BV.detach().numpy(), uniforms, strict=True)
-        return torch.tensor([Candidates(row).pick(uniform) for row, uniform in rows])
-    return drawn_together(logits_BV, uniforms)
+    rows = zip(logits_BV, generators, strict=True)
+    return np.array([Candidates(row_V).pick(uniform(generator)) for row_V, generator in rows])
 
 
-def drawn_together(logits_BV: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """`draw` for all rows at once."""
-    uniform_B1 = torch.tensor(uniforms, dtype=torch.float64, device=logits_BV.device)[:, None]
-    cumulative_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).double().exp_().cumsum(dim=-1)
-    total_B1 = cumulative_BV[..., -1:]
-    target_B1 = torch.minimum(uniform_B1 * total_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
-    return torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)
-
-
-def uniform(generator: torch.Generator) -> float:
+def uniform(generator: np.random.Generator) -> float:
     """The next number of a row's stream, from 0 to below 1."""
-    return float(torch.rand((), generator=generator, dtype=torch.float64))
+    return generator.random()
 
 
-def row_generators(seed: int | None, n: int) -> list[torch.Generator]:
+def row_generators(seed: int | None, n: int) -> list[np.random.Generator]:
     """A random stream for each of n rows. Stream i depends on `seed` and i alone, so more rows change none of them.
 
-    Seed None is a new random seed; the global generators are neither read nor moved.
+    Seed None is a new random seed; the global generators are neither read nor moved. A stream is that of Philox 4x64
+    (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"), whose key is the row's seed.
     """
-    return [torch.Generator().manual_seed(row_seed) for row_seed in _seeds("", seed, n)]
+    return [np.random.Generator(np.random.Philox(key=row_seed)) for row_seed in _seeds("", seed, n)]
 
 
 def prompt_seeds(seed: int | None, n: int) -> list[int]:

@@ -21,21 +21,21 @@ before it has what it needs, it goes back to the head of the queue and is read a
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import InputError, SettingError, TesseraError
 from tessera.generate.blocks import Blocks, Key
-from tessera.generate.constrain.constraint import Constraint, Constraints
-from tessera.generate.constrain.vocabulary import Vocabulary
 from tessera.generate.logits import best_ids
 from tessera.generate.requests import Answer, Backend, Event, StepRows
-from tessera.generate.sampling import Sampling, in_float32, row_generators
+from tessera.generate.sampling import Sampling, row_generators
 from tessera.generate.sequences import CachedSequence, Chunk, Request, Said
 from tessera.generate.speculative import Guesser
 from tessera.tokenizers.contract import Tokenizer
+
+if TYPE_CHECKING:
+    from tessera.generate.constrain.constraint import Constraint, Constraints
 
 GUESS_ROWS = 32
 """So many rows of a step are guesses, at the most: with many answers each row costs, whether it comes true or not."""
@@ -98,7 +98,7 @@ class Scheduler:
         prompt: Sequence[int],
         sampling: Sampling,
         *,
-        generator: torch.Generator | None = None,
+        generator: np.random.Generator | None = None,
         negative: Sequence[int] | None = None,
     ) -> int:
         """Put a request into the queue; returns the number that its events have.
@@ -186,9 +186,13 @@ class Scheduler:
         """How many blocks, at the most: the last token to come is not looked back at."""
         return self.blocks.needed(min(self.backend.context, len(sequence.ids) + n_to_come - 1))
 
-    def _constraint(self, sampling: Sampling) -> Constraint | None:
+    def _constraint(self, sampling: Sampling) -> "Constraint | None":
         if sampling.regex is None and sampling.json_schema is None:
             return None
+        # Its parsers take a tenth of a second to load, which other answers need not wait for.
+        from tessera.generate.constrain.constraint import Constraints
+        from tessera.generate.constrain.vocabulary import Vocabulary
+
         if self._constraints is None:
             self._constraints = Constraints(Vocabulary.of(self.tokenizer))
         return self._constraints.of(sampling)
@@ -285,8 +289,7 @@ class Scheduler:
             rows.positions.extend(range(begin, end))
             if sequence.pending == n:
                 rows.wanted.extend(range(len(rows.ids) - 1 - len(guesses), len(rows.ids)))
-        # Once for the whole step: to the CPU, where choosing is done, and a look whether all are numbers.
-        logits_WV = in_float32(self.backend.step(rows, [chunk.sequence.blocks for chunk in chunks]).cpu())
+        logits_WV = self.backend.step(rows, [chunk.sequence.blocks for chunk in chunks])
         self.n_computed += len(rows.ids)
         return _of_each(chunks, logits_WV)
 
@@ -322,7 +325,9 @@ class Scheduler:
         if any(not sequence.blocks for sequence in request.sequences):
             self._read_again(request)
 
-    def _add_token(self, request: Request, logits_V: Tensor, negative_V: Tensor | None, best: int | None) -> bool:
+    def _add_token(
+        self, request: Request, logits_V: np.ndarray, negative_V: np.ndarray | None, best: int | None
+    ) -> bool:
         """One token of an answer; whether it goes on after it."""
         answer = request.answer
         try:
@@ -376,7 +381,7 @@ class Scheduler:
         del self._requests[request.id]
 
 
-def _of_each(chunks: Sequence[Chunk], logits_WV: Tensor) -> list[Said | None]:
+def _of_each(chunks: Sequence[Chunk], logits_WV: np.ndarray) -> list[Said | None]:
     """The rows of each chunk that comes to its end."""
     best_W = best_ids(logits_WV)
     found: list[Said | None] = []

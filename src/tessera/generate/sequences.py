@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from torch import Tensor
+import numpy as np
 
 from tessera.generate.blocks import Key, block_key
 from tessera.generate.requests import Answer
@@ -17,7 +17,7 @@ from tessera.generate.speculative import Guesses
 class Said(NamedTuple):
     """What the model says after the last token of a sequence, and after each guess behind it."""
 
-    logits_SV: Tensor
+    logits_SV: np.ndarray
     best_S: Sequence[int | None]
     """What `best_ids` says of the rows."""
     guesses: Sequence[int]

@@ -34,12 +34,13 @@ class TorchStep:
         self.cache = PagedCache(model.new_cache(1, 1), n_blocks=n_blocks, block_size=block_size, kept=cache)
 
     @torch.inference_mode()
-    def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
-        """The logits after each wanted row, (wanted, V)."""
+    def step(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> np.ndarray:
+        """The logits after each wanted row, (wanted, V) in float32: here they leave the GPU."""
         with evaluating(self.model):
             h_ND = self._hidden(rows, tables)
             wanted_W = torch.as_tensor(np.asarray(rows.wanted, dtype=np.int64), device=h_ND.device)
-            return self.model.logits(h_ND[wanted_W])[:, : self.n_vocab]
+            logits_WV: np.ndarray = self.model.logits(h_ND[wanted_W])[:, : self.n_vocab].float().cpu().numpy()
+            return logits_WV
 
     def _hidden(self, rows: StepRows, tables: Sequence[Sequence[int]]) -> Tensor:
         """What the head reads after each row, (N, D) or more rows."""

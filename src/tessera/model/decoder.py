@@ -18,9 +18,10 @@ from tessera.model.block import PLACEMENTS, Block
 from tessera.model.cache import Cache
 from tessera.model.flow import Flow
 from tessera.model.linear import Linear
+from tessera.model.pieces import SLOTS
 from tessera.model.position import Position
 from tessera.model.recompute import recomputed
-from tessera.model.settings import GIVEN, SLOTS, DecoderSettings
+from tessera.model.settings import GIVEN, DecoderSettings
 from tessera.ops.dropout import dropout
 from tessera.ops.loss import Reduction, linear_cross_entropy
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tessera.model.flow import Flow
 from tessera.model.int8 import feed_forward_of
 from tessera.model.linear import Linear
+from tessera.model.plain import gated_width
 from tessera.ops.activation import Activation, Approximate, Gelu, Relu, Silu, SquaredRelu
 from tessera.ops.autocast import as_multiplied
 from tessera.ops.feedforward import chunked_feed_forward, serves
@@ -83,11 +84,6 @@ class GeluFeedForward(ReluFeedForward):
         super().__init__(d_model=d_model, d_ff=d_ff, bias=bias)
         self.approximate = approximate
         self.activate = Gelu(approximate)
-
-
-def gated_width(d_model: int) -> int:
-    """8/3 d_model, rounded up to a multiple of 32: three matrices of it cost what two of 4 d_model do."""
-    return -(-8 * d_model // 96) * 32
 
 
 class SwigluFeedForward(FeedForward):

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from tessera.errors import SettingError
-from tessera.model.dense import FeedForward, GegluFeedForward, SwigluFeedForward, gated_width
+from tessera.model.dense import FeedForward, GegluFeedForward, SwigluFeedForward
 from tessera.model.flow import Flow
 from tessera.model.linear import ExpertLinear, Linear
+from tessera.model.plain import gated_width
 from tessera.ops.gated import geglu, swiglu
 
 Kind = Literal["swiglu", "geglu"]

@@ -1,26 +1,20 @@
-"""The settings of a decoder, checked to the last piece."""
+"""The settings of a decoder, checked to the last piece.
 
-from collections.abc import Mapping
+The shape is the same whatever computes; which pieces there are is the engine's to say. `check(DecoderSettings, content,
+slots=...)` takes the dicts of pieces that specs are checked against, slot by slot; without them they are those of
+`model/pieces.py`, which are torch modules, and are imported when the first spec is checked. With `slots=None` specs are
+read, and not checked.
+"""
+
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from tessera.config import Settings, Spec, check_spec
-from tessera.model.attention import ATTENTIONS
-from tessera.model.embedding import EMBEDDINGS
-from tessera.model.feedforward import FEED_FORWARDS
-from tessera.model.init import INITS
-from tessera.model.norm import NORMS
-from tessera.model.position import POSITIONS
 
-SLOTS: dict[str, dict[str, Any]] = {
-    "embedding": EMBEDDINGS,
-    "attention": ATTENTIONS,
-    "position": POSITIONS,
-    "norm": NORMS,
-    "feed_forward": FEED_FORWARDS,
-    "init": INITS,
-}
+Slots = Mapping[str, Mapping[str, Callable[..., Any]]]
+"""Slot -> name -> the piece."""
 PATTERNS = ("attention", "position", "feed_forward")
 """The slots that may be filled differently from layer to layer."""
 GIVEN = ("n_vocab", "context", "d_model", "n_layers", "n_heads", "d_head", "d_ff", "layer")
@@ -71,11 +65,13 @@ class DecoderSettings(Settings):
     @classmethod
     def _piece(cls, value: Any, info: ValidationInfo) -> Spec | tuple[Spec, ...]:
         slot = str(info.field_name)
+        slots = _slots(info)
+        pieces = None if slots is None else slots[slot]
         if slot in PATTERNS and isinstance(value, (list, tuple)):
             if not value:
                 raise ValueError("at least one piece")
-            return tuple(_checked(slot, one, f"model.{slot}[{i}]") for i, one in enumerate(value))
-        return _checked(slot, value, f"model.{slot}")
+            return tuple(_checked(pieces, one, f"model.{slot}[{i}]") for i, one in enumerate(value))
+        return _checked(pieces, value, f"model.{slot}")
 
     def pattern(self, slot: str) -> tuple[Spec, ...]:
         """The specs of a slot as a pattern; one spec is a pattern of one."""
@@ -83,5 +79,14 @@ class DecoderSettings(Settings):
         return value if isinstance(value, tuple) else (value,)
 
 
-def _checked(slot: str, value: Spec | str | Mapping[str, Any], path: str) -> Spec:
-    return check_spec(SLOTS[slot], value, path, GIVEN)
+def _slots(info: ValidationInfo) -> Slots | None:
+    """The dicts that a check was given, or else torch's; None if it was given none."""
+    if info.context is not None and "slots" in info.context:
+        return info.context["slots"]
+    from tessera.model.pieces import SLOTS
+
+    return SLOTS
+
+
+def _checked(pieces: Mapping[str, Callable[..., Any]] | None, value: Any, path: str) -> Spec:
+    return Spec.read(value) if pieces is None else check_spec(pieces, value, path, GIVEN)

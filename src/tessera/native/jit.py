@@ -8,9 +8,7 @@ anew. Where nothing can be written nothing is kept, but what lies there already 
 
 import hashlib
 import logging
-import os
 import re
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -19,30 +17,14 @@ from typing import Any
 
 import numba
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.core.runtime import rtsys
+
+from tessera.native.folder import cache_folder
 
 log = logging.getLogger("tessera.native")
 ROOT = Path(__file__).parents[2]
 """Where the package lies."""
 IMPORT = re.compile(rb"^from (tessera[\w.]*) import (\([^)]*\)|.*)|^import (tessera[\w.]*)", re.MULTILINE)
-
-
-def cache_folder() -> Path:
-    """Where machine code is kept: `$TESSERA_CACHE`, else the user's cache folder by the habits of the system."""
-    if chosen := os.environ.get("TESSERA_CACHE"):
-        return _expanded(chosen) / "compiled"
-    if sys.platform == "darwin":
-        base = _expanded("~/Library/Caches")
-    else:
-        base = _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return base / "tessera" / "compiled"
-
-
-def _expanded(path: str) -> Path:
-    """With `~` written out. Who has no home has a folder that cannot be, as saving there will say."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(os.devnull) / path
 
 
 @cache
@@ -113,7 +95,11 @@ class _Cache(FunctionCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         found = None
         try:
-            found = super().load_overload(sig, target_context)
+            # As it is done there, but without the definitions of all that there is for the compiler to compile: machine
+            # code that is there needs the memory manager alone, and they take a third of a second.
+            rtsys.initialize(target_context)
+            with self._guard_against_spurious_io_errors():
+                found = self._load_overload(sig, target_context)
         except OSError:
             found = None  # as if it were absent: the folder cannot be, or not be looked into
         except Exception as error:  # whatever a damaged pickle raises
@@ -136,6 +122,8 @@ def compiled(function: Callable[..., Any]) -> Any:
     """`function` as machine code for the types that it is called with: no GIL, no checks, divisions as in NumPy."""
     dispatcher: Any = numba.njit(nogil=True, boundscheck=False, error_model="numpy")(function)
     dispatcher._cache = _Cache(function)
+    # What other packages add to the compiler is for their types; to import them all takes a fifth of a second.
+    dispatcher._compilation_chain_init_hook = lambda: None
     return dispatcher
 
 

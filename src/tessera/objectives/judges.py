@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tessera.data.checkers import Checker, Task
 from tessera.errors import InputError
-from tessera.generate.engine import evaluating
+from tessera.generate.torch_step import evaluating
 from tessera.model.decoder import Decoder
 from tessera.objectives.reward import ValueHead
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from tessera.data.batch import Batch
 from tessera.model.decoder import Decoder
 
 Metrics = dict[str, Tensor | float]
@@ -48,9 +49,10 @@ class Objective(nn.Module, ABC):
         """What a step is made in, as its precision; for log-probabilities that are compared with those of a step."""
 
     def batches(self) -> Iterator[Any]:
-        """The batches from the cursor on, without end."""
+        """The batches from the cursor on, without end, as torch tensors."""
         while True:
-            yield next(self.data)
+            batch = next(self.data)
+            yield batch.to("cpu") if isinstance(batch, Batch) else batch
 
     @abstractmethod
     def forward(self, batch: Any) -> tuple[Tensor, Metrics]:

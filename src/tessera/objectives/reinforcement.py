@@ -21,8 +21,9 @@ from tessera.data.batch import IGNORE
 from tessera.data.shuffle import Purpose, permutation, random_words
 from tessera.data.tasks import TaskRows
 from tessera.errors import InputError, SettingError
-from tessera.generate.engine import Engine, evaluating
+from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
+from tessera.generate.torch_step import evaluating
 from tessera.model.decoder import Decoder
 from tessera.model.flow import Flow
 from tessera.objectives.judges import Judge

@@ -1,25 +1,29 @@
-"""Optimizers, schedules and clipping: from gradients to the next weights."""
+"""Optimizers, schedules and clipping: from gradients to the next weights.
 
-from tessera.optim.adafactor import Adafactor
-from tessera.optim.adam import Adam, AdamW
-from tessera.optim.adam_8bit import AdamW8Bit
-from tessera.optim.lion import Lion
-from tessera.optim.muon import Muon
-from tessera.optim.optimizer import Optimizer
-from tessera.optim.parameter_groups import TABLES, groups
-from tessera.optim.schedule_free import ScheduleFreeAdamW
-from tessera.optim.sgd import Sgd, SgdDecay
+The names below are imported when they are first used, so that `tessera.optim.schedule` loads no torch.
+"""
 
-__all__ = ["OPTIMIZERS", "TABLES", "Optimizer", "groups"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {
-    "sgd": Sgd,
-    "sgd-decay": SgdDecay,
-    "adam": Adam,
-    "adamw": AdamW,
-    "adamw-8bit": AdamW8Bit,
-    "adamw-schedule-free": ScheduleFreeAdamW,
-    "adafactor": Adafactor,
-    "lion": Lion,
-    "muon": Muon,
+if TYPE_CHECKING:
+    from tessera.optim.adam import AdamW
+    from tessera.optim.optimizer import Optimizer
+    from tessera.optim.optimizers import OPTIMIZERS
+    from tessera.optim.parameter_groups import TABLES, groups
+
+__all__ = ["OPTIMIZERS", "TABLES", "AdamW", "Optimizer", "groups"]
+
+_HOME = {
+    "AdamW": "adam",
+    "OPTIMIZERS": "optimizers",
+    "Optimizer": "optimizer",
+    "TABLES": "parameter_groups",
+    "groups": "parameter_groups",
 }
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'tessera.optim' has no attribute {name!r}")
+    return getattr(import_module(f"tessera.optim.{_HOME[name]}"), name)

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from torch import Tensor
-
+from tessera.config import EngineName
 from tessera.errors import DamagedError, InputError, SettingError
 from tessera.store.sqlite import Database
 
@@ -23,7 +22,7 @@ class Loaded:
     """A checkpoint that verified. `skipped` says of each newer one why it was passed over."""
 
     step: int
-    tensors: Mapping[str, Tensor]
+    tensors: Mapping[str, Any]
     meta: dict[str, Any]
     skipped: list[str] = field(default_factory=list)
 
@@ -32,6 +31,7 @@ class CheckpointStore(ABC):
     """Where the checkpoints of one run are.
 
     Tensor names are `group.rest`: "model.head.weight", "optimizer.0.m", "state.rng". `meta` is JSON with string keys.
+    What is written are tensors of torch or NumPy arrays, the same bytes either way; who reads says which are wanted.
     """
 
     def __init__(self, database: Database, *, writable: bool) -> None:
@@ -42,7 +42,7 @@ class CheckpointStore(ABC):
     def write(
         self,
         step: int,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Any],
         meta: Mapping[str, Any],
         *,
         keep: int = 1,
@@ -59,17 +59,18 @@ class CheckpointStore(ABC):
         """The steps that there are, oldest first, damaged ones too."""
 
     @abstractmethod
-    def _read(self, step: int, prefix: str | None) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    def _read(self, step: int, prefix: str | None, engine: EngineName) -> tuple[Mapping[str, Any], dict[str, Any]]:
         """One step's tensors and dictionary; `DamagedError` names what does not verify, `KeyError`: it is not there."""
 
-    def read(self, step: int | None = None, *, prefix: str | None = None) -> Loaded:
+    def read(self, step: int | None = None, *, prefix: str | None = None, engine: EngineName = "torch") -> Loaded:
         """The step asked for, or the newest that verifies. `prefix` ("model") loads that group of tensors only.
 
-        A step that `Run.truncate_after` left behind is read only when it is asked for.
+        They are torch's tensors or, for the engine "numpy", arrays, bfloat16 as float32. A step that
+        `Run.truncate_after` left behind is read only when it is asked for.
         """
         if step is not None:
             try:
-                return Loaded(step, *self._read(step, prefix))
+                return Loaded(step, *self._read(step, prefix, engine))
             except KeyError:
                 known = ", ".join(map(str, self.steps())) or "none"
                 raise InputError(f"{self} has no step {step} (steps: {known})") from None
@@ -79,7 +80,7 @@ class CheckpointStore(ABC):
         while (candidate := self._newest(passed)) is not None:
             passed.add(candidate)
             try:
-                return Loaded(candidate, *self._read(candidate, prefix), skipped=skipped)
+                return Loaded(candidate, *self._read(candidate, prefix, engine), skipped=skipped)
             except KeyError:  # removed by a training in progress since we looked: newer ones are there by now
                 continue
             except (DamagedError, InputError) as error:

@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from tessera.config import EngineName
 from tessera.errors import DamagedError, InputError, StorageError
 from tessera.store import manifest, parts
 from tessera.store.checkpoints import CheckpointStore, now
@@ -56,7 +55,7 @@ class FileCheckpoints(CheckpointStore):
     def write(
         self,
         step: int,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Any],
         meta: Mapping[str, Any],
         *,
         keep: int = 1,
@@ -102,9 +101,9 @@ class FileCheckpoints(CheckpointStore):
         self.index.add(step)
         self._rotate(step, keep, protect)
 
-    def _fill(self, folder: Path, step: int, tensors: Mapping[str, Tensor], state: bytes) -> None:
+    def _fill(self, folder: Path, step: int, tensors: Mapping[str, Any], state: bytes) -> None:
         """Write the files, then the manifest, then make their names durable."""
-        groups: dict[str, dict[str, Tensor]] = {}
+        groups: dict[str, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             group, _, rest = name.partition(".")
             groups.setdefault(group, {})[rest] = tensor
@@ -182,13 +181,13 @@ class FileCheckpoints(CheckpointStore):
     def steps(self) -> list[int]:
         return sorted(self._folders())
 
-    def _read(self, step: int, prefix: str | None) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    def _read(self, step: int, prefix: str | None, engine: EngineName) -> tuple[Mapping[str, Any], dict[str, Any]]:
         while (folder := self._folders().get(step)) is not None:
             before = _identity(folder)
             if before is None:  # gone between the two looks
                 continue
             try:
-                loaded = _load(folder, step, prefix)
+                loaded = _load(folder, step, prefix, engine)
             except DamagedError:
                 if _identity(folder) == before:
                     raise
@@ -219,7 +218,7 @@ def step_of(name: str) -> int | None:
     return step if step is not None and folder_name(step) == name else None
 
 
-def _load(folder: Path, step: int, prefix: str | None) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+def _load(folder: Path, step: int, prefix: str | None, engine: EngineName) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """Verify the sizes of all files and the content of those that are needed, then read these."""
     content = read_manifest(folder)
     if content.step != step:
@@ -228,10 +227,10 @@ def _load(folder: Path, step: int, prefix: str | None) -> tuple[Mapping[str, Ten
     for name, written in content.files.items():
         check_written(folder / name, written, digest=name in needed)
     if parts.INDEX in content.files:
-        return Parts(folder, prefix), read_json(folder / STATE)
+        return Parts(folder, prefix, engine=engine), read_json(folder / STATE)
     tensors = {
         f"{name.removesuffix(TENSORS)}.{rest}": tensor
         for name in sorted(needed - {STATE})
-        for rest, tensor in read_safetensors(folder / name).items()
+        for rest, tensor in read_safetensors(folder / name, engine=engine).items()
     }
     return tensors, read_json(folder / STATE)

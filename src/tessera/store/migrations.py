@@ -5,12 +5,14 @@ the tables is a new function at the end of `MIGRATIONS`. So every run that was e
 """
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tessera.errors import InputError
 
 APPLICATION_ID = 0x54455353  # "TESS": tells `file` and us that this SQLite database is a run
+
+Migration = Callable[[sqlite3.Connection], None]
 
 
 def _first_tables(connection: sqlite3.Connection) -> None:
@@ -73,19 +75,23 @@ def _drawn_of_events(connection: sqlite3.Connection) -> None:
     connection.execute("ALTER TABLE events ADD COLUMN drawn TEXT")
 
 
-MIGRATIONS: list[Callable[[sqlite3.Connection], None]] = [_first_tables, _events, _draws, _seals, _drawn_of_events]
+MIGRATIONS: list[Migration] = [_first_tables, _events, _draws, _seals, _drawn_of_events]
 
 
-def migrate(connection: sqlite3.Connection, path: Path) -> None:
-    """Bring the tables up to date, each step in a transaction of its own: a kill leaves a version that is whole."""
-    while (version := _version(connection)) != len(MIGRATIONS):
-        if version > len(MIGRATIONS):
-            versions = f"tables of version {version}, this one knows {len(MIGRATIONS)}"
+def migrate(connection: sqlite3.Connection, path: Path, steps: Sequence[Migration] | None = None) -> None:
+    """Bring the tables up to date, each step in a transaction of its own: a kill leaves a version that is whole.
+
+    `steps` are those of another kind of database than a run's.
+    """
+    steps = MIGRATIONS if steps is None else steps
+    while (version := _version(connection)) != len(steps):
+        if version > len(steps):
+            versions = f"tables of version {version}, this one knows {len(steps)}"
             raise InputError(f"{path} was made by a newer Tessera ({versions}): upgrade tessera-lm")
         connection.execute("BEGIN IMMEDIATE")
         try:
             if _version(connection) == version:  # another process may have been faster
-                MIGRATIONS[version](connection)
+                steps[version](connection)
                 connection.execute(f"PRAGMA user_version = {version + 1}")
             connection.execute("COMMIT")
         except BaseException:

@@ -21,7 +21,8 @@ from tessera.errors import StorageError
 from tessera.store import parts
 from tessera.store.file_checkpoints import STATE, FileCheckpoints
 from tessera.store.files import Written, fsync_folder, to_json, write_new
-from tessera.store.tensors import DTYPE_NAMES, check_tensors, safetensors_chunks
+from tessera.store.tensors import check_tensors, safetensors_chunks
+from tessera.store.torch_types import DTYPE_NAMES
 
 
 def write_parts(
@@ -82,7 +83,7 @@ class _Writer(StorageWriter):
             tensors = {item.index.fqn.partition(".")[2]: planner.resolve_data(item) for item in items}
             file = parts.file_name(group, self.rank)
             try:
-                written = write_new(self.folder / file, safetensors_chunks(tensors))  # type: ignore[arg-type]
+                written = write_new(self.folder / file, safetensors_chunks(tensors))
             except StorageError as error:  # as one that can be sent to the first process
                 raise OSError(str(error)) from None
             for item in items:

@@ -10,10 +10,10 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from tessera.errors import DamagedError, InputError, StorageError, TesseraError
 from tessera.store import failpoints
@@ -68,7 +68,14 @@ class Database:
 
     `append` collects rows and writes them in batches: a training step costs no flush of the disk. Anything that reads,
     any transaction and `close` write them first.
+
+    A subclass may hold other tables than a run's: `what` says whose, `application_id` tells its files from others, and
+    `migrate` makes the tables or brings them up to date.
     """
+
+    what: ClassVar[str] = "a run"
+    application_id: ClassVar[int] = APPLICATION_ID
+    migrate: ClassVar[Callable[[sqlite3.Connection, Path], None]] = staticmethod(migrate)
 
     def __init__(self, path: Path, connection: sqlite3.Connection, *, is_lost: bool = False) -> None:
         self.path = path
@@ -79,31 +86,52 @@ class Database:
         self._flushed = time.monotonic()
 
     @classmethod
-    def create(cls, path: Path) -> "Database":
+    def create(cls, path: Path) -> Self:
         """A new database file with empty tables."""
         with sqlite_errors(path):
-            return cls(path, _prepare(_connect(f"{_uri(path)}?mode=rwc"), path))
+            return cls(path, cls._prepared(_connect(f"{_uri(path)}?mode=rwc"), path))
 
     @classmethod
-    def open(cls, path: Path) -> "Database":
+    def open(cls, path: Path) -> Self:
         """An existing one. On a disk that cannot be written it is opened for reading."""
         writable = os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
         with sqlite_errors(path):
             connection = _connect(f"{_uri(path)}?mode=rw" if writable else _read_only_uri(path))
             try:
-                _check_is_run(connection, path)
-                return cls(path, _prepare(connection, path) if writable else connection)
+                cls._check_kind(connection, path)
+                return cls(path, cls._prepared(connection, path) if writable else connection)
             except BaseException:
                 connection.close()
                 raise
 
     @classmethod
-    def empty(cls, path: Path) -> "Database":
+    def empty(cls, path: Path) -> Self:
         """Stands in for a database that was lost: has all the tables, nothing in them, and refuses to be written."""
         connection = _connect("file::memory:")
-        migrate(connection, path)
+        cls.migrate(connection, path)
         connection.execute("PRAGMA query_only = ON")
         return cls(path, connection, is_lost=True)
+
+    @classmethod
+    def _prepared(cls, connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+        """Durable, readable while written, and with tables that are up to date."""
+        for setting in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            f"journal_size_limit = {WAL_BYTES}",
+        ):
+            connection.execute(f"PRAGMA {setting}")
+        cls.migrate(connection, path)
+        return connection
+
+    @classmethod
+    def _check_kind(cls, connection: sqlite3.Connection, path: Path) -> None:
+        """Raise unless the database is of this kind. An empty file, which SQLite takes for a new one, is a lost one."""
+        if path.stat().st_size == 0 or not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            raise DamagedError(path, f"it is empty: {cls.what} was not completely created, or its content was lost")
+        if connection.execute("PRAGMA application_id").fetchone()[0] != cls.application_id:
+            raise InputError(f"{path} is a SQLite database, but not one of {cls.what}")
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -200,24 +228,3 @@ def _read_only_uri(path: Path) -> str:
 
 def _connect(uri: str) -> sqlite3.Connection:
     return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    """Durable, readable while written, and with tables that are up to date."""
-    for setting in (
-        "journal_mode = WAL",
-        "synchronous = FULL",
-        "foreign_keys = ON",
-        f"journal_size_limit = {WAL_BYTES}",
-    ):
-        connection.execute(f"PRAGMA {setting}")
-    migrate(connection, path)
-    return connection
-
-
-def _check_is_run(connection: sqlite3.Connection, path: Path) -> None:
-    """Raise unless the database is a run's. SQLite takes an empty file for an empty database; here it is a lost one."""
-    if path.stat().st_size == 0 or not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        raise DamagedError(path, "it is empty: the run was not completely created, or its content was lost")
-    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-        raise InputError(f"{path} is a SQLite database, but not one of a run")

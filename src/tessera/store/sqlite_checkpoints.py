@@ -11,12 +11,11 @@ import sqlite3
 from collections.abc import Mapping, Set
 from typing import Any
 
-from torch import Tensor
-
+from tessera.config import EngineName
 from tessera.errors import DamagedError
 from tessera.store.checkpoints import CheckpointStore
 from tessera.store.files import to_json
-from tessera.store.tensors import DTYPE_NAMES, check_tensors, tensor_bytes, tensor_from_bytes
+from tessera.store.tensors import check_tensors, dtype_name, tensor_bytes, tensor_from_bytes
 
 PART_BYTES = 256 << 20
 
@@ -30,7 +29,7 @@ class SqliteCheckpoints(CheckpointStore):
     def write(
         self,
         step: int,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Any],
         meta: Mapping[str, Any],
         *,
         keep: int = 1,
@@ -54,7 +53,7 @@ class SqliteCheckpoints(CheckpointStore):
     def steps(self) -> list[int]:
         return sorted(self.index.steps())
 
-    def _read(self, step: int, prefix: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(self, step: int, prefix: str | None, engine: EngineName) -> tuple[dict[str, Any], dict[str, Any]]:
         with self.index.database.snapshot() as connection:
             found = connection.execute("SELECT meta, sha256 FROM checkpoints WHERE step = ?", (step,)).fetchone()
             if found is None:
@@ -69,10 +68,10 @@ class SqliteCheckpoints(CheckpointStore):
             if digest != _digest(step, state, listed):
                 raise self._damaged(step, "its list of tensors is not what was written")
             wanted = [row for row in listed if prefix is None or row[0].startswith(prefix + ".")]
-            tensors = {row[0]: self._tensor(connection, step, row) for row in wanted}
+            tensors = {row[0]: self._tensor(connection, step, row, engine) for row in wanted}
         return tensors, json.loads(state)
 
-    def _tensor(self, connection: sqlite3.Connection, step: int, row: list[Any]) -> Tensor:
+    def _tensor(self, connection: sqlite3.Connection, step: int, row: list[Any], engine: EngineName) -> Any:
         name, dtype, shape, size, sha256 = row
         data = bytearray()
         for (part,) in connection.execute(
@@ -83,17 +82,17 @@ class SqliteCheckpoints(CheckpointStore):
             raise self._damaged(step, f"tensor {name!r}: {len(data)} bytes where {size} were written")
         if hashlib.sha256(data).hexdigest() != sha256:
             raise self._damaged(step, f"tensor {name!r}: its sha256 is not that of what was written")
-        return tensor_from_bytes(data, dtype, json.loads(shape))
+        return tensor_from_bytes(data, dtype, json.loads(shape), engine=engine)
 
     def _damaged(self, step: int, why: str) -> DamagedError:
         return DamagedError(self.index.database.path, f"step {step}, {why}")
 
 
-def _insert(connection: sqlite3.Connection, step: int, name: str, tensor: Tensor) -> list[Any]:
+def _insert(connection: sqlite3.Connection, step: int, name: str, tensor: Any) -> list[Any]:
     """Store one tensor; returns its row in the list that the step's digest is made over."""
     data = tensor_bytes(tensor)
     shape = json.dumps(list(tensor.shape))
-    row = [name, DTYPE_NAMES[tensor.dtype], shape, len(data), hashlib.sha256(data).hexdigest()]
+    row = [name, dtype_name(tensor), shape, len(data), hashlib.sha256(data).hexdigest()]
     connection.execute(
         "INSERT INTO tensors (step, name, dtype, shape, size, sha256) VALUES (?, ?, ?, ?, ?, ?)", (step, *row)
     )

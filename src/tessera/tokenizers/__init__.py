@@ -60,7 +60,12 @@ def train_tokenizer(spec: Spec | str | Mapping[str, Any], texts: Iterable[str]) 
     [256, 97, 98]
     """
     spec = check_tokenizer(spec)
-    return TOKENIZERS[spec.name].train(texts, **spec.settings)
+    try:
+        return TOKENIZERS[spec.name].train(texts, **spec.settings)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("numba", "llvmlite"):
+            raise
+        raise InputError(f"the tokenizer {spec.name} is trained by compiled loops: pip install numba") from None
 
 
 def tokenizer_from_state(state: Mapping[str, Any]) -> Tokenizer:

@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
@@ -181,14 +182,25 @@ class PlainEncoder:
         return merge
 
 
+def compiles() -> bool:
+    """Whether there is numba, which the fast ways are compiled by; where there is none that is said, once."""
+    found = importlib.util.find_spec("numba") is not None
+    if not found:
+        _say_there_is_none()
+    return found
+
+
+@cache
+def _say_there_is_none() -> None:
+    log.warning("numba is not installed (pip install numba): %s", SLOWLY)
+
+
 def make_encoder(
     ranks: Mapping[bytes, int], *, pattern: str, merges: Sequence[tuple[int, int]] | None, whole_pieces: bool
 ) -> Encoder:
     """The compiled encoder, or the plain one where numba is missing or an id is beyond what the other can hold."""
     kind: type[Encoder] = PlainEncoder
-    if importlib.util.find_spec("numba") is None:
-        log.warning("numba is not installed (pip install numba): %s", SLOWLY)
-    else:
+    if compiles():
         from tessera.tokenizers.compiled.encoder import CompiledEncoder  # it brings the compiler
         from tessera.tokenizers.compiled.pieces import MAX_ID
 

@@ -13,14 +13,18 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from tessera.errors import InputError, SettingError
+from tessera.tokenizers import plain_train
 from tessera.tokenizers.bpe import Pair, Ties
 from tessera.tokenizers.contract import Tokenizer, map_threads
-from tessera.tokenizers.encode import Encoder, make_encoder, settled_words
+from tessera.tokenizers.encode import Encoder, PlainEncoder, compiles, make_encoder, settled_words
+from tessera.tokenizers.files import read_text
 from tessera.tokenizers.scan import compile_pattern
 from tessera.tokenizers.specials import DEFAULT_SPECIALS, Specials, check_enough, n_ordinary
 
 GROUP = 2**18
 MOST_OF_A_THREAD = 2**23
+FEW = 4096
+"""Characters that are encoded in plain Python, one text after another, before the compiled encoder is loaded."""
 
 Normalization = Literal["NFC", "NFD", "NFKC", "NFKD"]
 
@@ -69,6 +73,7 @@ class RegexBpe(Tokenizer):
         self.normalize = normalize
         self.huggingface = dict(huggingface or {})
         super().__init__(tokens=tokens, specials=specials)
+        self._n_plain = 0
         # While a text is encoded, a missing byte has an id beyond all others.
         self._stand_ins = {token: self.n_vocab + i for i, token in enumerate(missing)}
 
@@ -78,6 +83,17 @@ class RegexBpe(Tokenizer):
         ranks = self.ranks | self._stand_ins
         return make_encoder(ranks, pattern=self.pattern, merges=self.merges, whole_pieces=self.whole_pieces)
 
+    @cached_property
+    def _plain_encoder(self) -> PlainEncoder:
+        return PlainEncoder(self.ranks | self._stand_ins, pattern=self.pattern, whole_pieces=self.whole_pieces)
+
+    def _encoder_for(self, text: str) -> Encoder:
+        """The compiled one takes a tenth of a second to load: a prompt need not wait for it."""
+        self._n_plain += len(text)
+        if self.merges is None and self._n_plain <= FEW and "encoder" not in vars(self):
+            return self._plain_encoder
+        return self.encoder
+
     def _kept(self, ids: np.ndarray) -> np.ndarray:
         """The ids without stand-ins."""
         kept = ids[ids < self.n_vocab] if self._stand_ins else ids
@@ -86,7 +102,7 @@ class RegexBpe(Tokenizer):
     def ordinary_array(self, text: str) -> np.ndarray:
         if self.normalize is not None:
             text = unicodedata.normalize(self.normalize, text)
-        return self._kept(self.encoder.encode(text))
+        return self._kept(self._encoder_for(text).encode(text))
 
     def ordinary_arrays(self, texts: Sequence[str], threads: int) -> list[np.ndarray]:
         """In groups: of GROUP characters, or one for each thread, so that threads seldom wait for the interpreter."""
@@ -131,14 +147,19 @@ class RegexBpe(Tokenizer):
         Of pairs that are equally frequent, `ties="first"` merges the one of the lowest ids, "lexicographic" that of the
         greatest bytes. `threads` count pieces; `progress(merges done, of)`.
         """
-        from tessera.tokenizers.train import learn_tokens  # it brings the compiler
-
         n_tokens = n_ordinary(vocab_size, specials, least=256)
         if normalize is not None:
             texts = (unicodedata.normalize(normalize, text) for text in texts)
-        _, tokens = learn_tokens(
-            texts, n_tokens, pattern=pattern, specials=specials, ties=ties, threads=threads, progress=progress
-        )
+        if compiles():
+            from tessera.tokenizers.train import learn_tokens  # it brings the compiler
+
+            _, tokens = learn_tokens(
+                texts, n_tokens, pattern=pattern, specials=specials, ties=ties, threads=threads, progress=progress
+            )
+        else:
+            _, tokens = plain_train.learn_tokens(
+                texts, n_tokens, pattern=pattern, specials=specials, ties=ties, progress=progress
+            )
         check_enough(len(tokens), n_tokens, vocab_size)
         ranks = {token: id for id, token in enumerate(tokens)}
         return cls(ranks=ranks, pattern=pattern, specials=specials, normalize=normalize)
@@ -162,6 +183,13 @@ class RegexBpe(Tokenizer):
         With `counts`, what was counted so far is kept in that file now and then, and a training that was stopped
         goes on from it.
         """
+        if not compiles():
+            if counts is not None:
+                raise SettingError("counts", str(counts), "none without numba, which counts the pieces of large files")
+            texts = ("".join(read_text(path)) for path in paths)
+            return cls.train(
+                texts, vocab_size=vocab_size, pattern=pattern, ties=ties, specials=specials, progress=progress
+            )
         from tessera.tokenizers.count import count_files
         from tessera.tokenizers.train import train_bpe
 

@@ -72,7 +72,8 @@ def restore(
     _check_same(own, weights)
     objective.load_state_dict(weights)
     _restore_optimizer(_parameter_names(objective) if names is None else names, optimizer, tensors, meta["optimizer"])
-    restore_generators(tensors, meta["rng"])
+    if "rng" in meta:  # the NumPy engine keeps none: they stay where the run's seed put them
+        restore_generators(tensors, meta["rng"])
 
 
 def _check_same(own: Mapping[str, Any], loaded: Mapping[str, Any]) -> None:

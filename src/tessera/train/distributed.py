@@ -23,7 +23,8 @@ from tessera.model.moe import MixtureOfExperts
 from tessera.objectives.objective import Objective
 from tessera.optim.clip import clip_grad_norm
 from tessera.train.checkpoint import seed_generators
-from tessera.train.memory import n_rows, rows_of
+from tessera.train.drawing import n_rows
+from tessera.train.memory import rows_of
 from tessera.train.world import SOLO, World
 
 BUCKET_BYTES = 32 * 2**20

@@ -1,18 +1,25 @@
 """The micro-batches of a step, in the sizes that the ramps give them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
-from tessera.objectives.objective import Objective
-from tessera.train.memory import n_rows
 from tessera.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from tessera.objectives.objective import Objective
+
+
+def n_rows(batch: Any) -> int:
+    """The samples in a batch: a dataclass whose first field has a row for each."""
+    return len(getattr(batch, fields(batch)[0].name))
 
 
 class Drawing:
     """Draws from an objective. `noted` says what the last step was given: the data cursor before it, and the rows of
     each of its micro-batches."""
 
-    def __init__(self, objective: Objective, settings: TrainSettings) -> None:
+    def __init__(self, objective: "Objective", settings: TrainSettings) -> None:
         self._objective, self._settings = objective, settings
         self._batch_ramp, self._context_ramp = settings.ramp("batch_ramp"), settings.ramp("context_ramp")
         self.noted: tuple[Mapping[str, Any], list[int]] = {}, []

@@ -7,9 +7,10 @@ cursor that stood behind it. To go back, or on in another size, what was made ah
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from tessera.objectives.objective import Source
+if TYPE_CHECKING:
+    from tessera.objectives.objective import Source
 
 
 class Prefetched:
@@ -19,7 +20,7 @@ class Prefetched:
     error in making a batch is raised where that batch would have been used. The thread ends with this object.
     """
 
-    def __init__(self, source: Source, *, depth: int = 2, pin: bool = False) -> None:
+    def __init__(self, source: "Source", *, depth: int = 2, pin: bool = False) -> None:
         self.source = source
         self.depth = depth
         self.pin = pin
@@ -65,6 +66,6 @@ class Prefetched:
         self._ahead.clear()
 
 
-def _make(source: Source, pin: bool) -> tuple[Any, dict[str, Any]]:
+def _make(source: "Source", pin: bool) -> tuple[Any, dict[str, Any]]:
     batch = next(source)
     return batch.pinned() if pin else batch, dict(source.state())

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from tessera.errors import InputError, SettingError
 from tessera.optim.optimizer import Optimizer
+from tessera.train.drawing import n_rows
 
 Result = TypeVar("Result")
 ASKED = re.compile(r"tried to allocate [\d.]+ \w+", re.IGNORECASE)
@@ -56,7 +57,7 @@ def allocate(optimizer: torch.optim.Optimizer) -> None:
 def cut(batch: Any, parts: int) -> list[Any]:
     """A batch in `parts` of its rows, as even as may be; those in which nothing is learned are left out.
 
-    A batch is a dataclass whose tensors have a row for each sample.
+    A batch is a dataclass whose tensors, or arrays, have a row for each sample.
     """
     rows = n_rows(batch)
     ends = [round(rows * number / parts) for number in range(parts + 1)]
@@ -64,14 +65,9 @@ def cut(batch: Any, parts: int) -> list[Any]:
     return [piece for piece in pieces if piece.n_targets]
 
 
-def _tensors(batch: Any) -> dict[str, Tensor]:
+def _tensors(batch: Any) -> dict[str, Any]:
     named = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return {name: value for name, value in named.items() if isinstance(value, Tensor)}
-
-
-def n_rows(batch: Any) -> int:
-    """The samples in a batch."""
-    return len(next(iter(_tensors(batch).values())))
+    return {name: value for name, value in named.items() if isinstance(value, Tensor | np.ndarray)}
 
 
 def rows_of(batch: Any, rows: slice) -> Any:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,8 @@ from tessera.model.float8 import use_float8
 from tessera.model.int8 import use_int8
 from tessera.ops.float8 import MULTIPLE
 from tessera.ops.int8 import int8_linears, is_exact
+from tessera.train.settings import Choice
 
-Choice = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "int8"]
 DTYPES = {
     "fp32": torch.float32,
     "tf32": torch.float32,

@@ -8,8 +8,7 @@ import errno
 import resource
 import shutil
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from tessera.errors import InputError, StorageError
 
@@ -23,12 +22,14 @@ CGROUPS = (  # (limit, use) of the container that we are in, if we are in one: v
 )
 
 
-def memory_of(device: torch.device) -> tuple[int, int] | None:
+def memory_of(device: Any) -> tuple[int, int] | None:
     """(free, in all) bytes of a device that this process could use; None where the system does not tell."""
-    if device.type == "cuda":
+    if str(device).startswith("cuda"):
+        import torch  # on the CPU nothing is asked of it
+
         free, total = torch.cuda.mem_get_info(device)
         return int(free), int(total)
-    if device.type != "cpu":
+    if str(device) != "cpu":
         return None
     known = [found for found in (_machine(), *map(_container, CGROUPS), _limit()) if found is not None]
     return (min(free for free, _ in known), min(total for _, total in known)) if known else None
@@ -72,7 +73,7 @@ def free_disk(path: Path) -> int:
 
 
 def check_memory(
-    device: torch.device, *, fixed: int, certain: int, per_row: int, batch_size: int, accumulate: int, update: int = 0
+    device: Any, *, fixed: int, certain: int, per_row: int, batch_size: int, accumulate: int, update: int = 0
 ) -> list[str]:
     """What is worth saying about memory; `InputError` where the run cannot fit whatever the batch.
 

@@ -8,7 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 from tessera.config import Settings, Spec, build, check_spec
 from tessera.optim.schedule import RAMPS
 from tessera.train.nonfinite import OnNonfinite, OnSpike
-from tessera.train.precision import Choice
+
+Choice = Literal["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "int8"]
+"""Of the numbers that are computed in: `tessera.train.precision`."""
 
 
 class TrainSettings(Settings):
@@ -74,6 +76,8 @@ class TrainSettings(Settings):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """How several processes share a model: each has a copy of it (ddp), or a part of it and of the optimizer's state
     (fsdp), for one that does not fit a device. One process alone needs neither."""
+    workers: PositiveInt = 1
+    """Processes of the NumPy engine that share each batch; those of the torch engine are counted by --devices."""
     device: str = "auto"
     """auto takes CUDA where there is one; else cpu, cuda, cuda:1, mps."""
     threads: NonNegativeInt = Field(default=0)

@@ -193,11 +193,6 @@ def exit_code_of(error: BaseException) -> int:
     return error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
 
 
-def is_launched() -> bool:
-    """Whether a launcher such as torchrun started this process, as one of any number."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
-
-
 def is_one_of_many() -> bool:
     """Whether this process was started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

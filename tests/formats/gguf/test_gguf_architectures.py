@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tessera.errors import FormatError, SettingError
 from tessera.formats import open_model
-from tessera.formats.gguf import export_gguf, open_gguf
+from tessera.formats.gguf import open_gguf
+from tessera.formats.gguf.export import export_gguf
 from tessera.formats.gguf.reader import read_gguf
 from tessera.formats.gguf.values import write_entry
 from tessera.formats.gguf.writer import DTYPES

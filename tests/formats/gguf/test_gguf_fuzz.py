@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.formats.gguf.small_files import two_tensors
 
-from tessera.formats.gguf import export_gguf
+from tessera.formats.gguf.export import export_gguf
 from tessera.model.decoder import Decoder, DecoderSettings
 from tessera.tokenizers.byte import ByteTokenizer
 from tessera.tokenizers.regex_bpe import RegexBpe

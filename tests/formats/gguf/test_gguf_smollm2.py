@@ -15,7 +15,8 @@ import transformers
 from tests.formats.gguf.llama_cpp import ask
 
 from tessera.formats import ModelSource
-from tessera.formats.gguf import export_gguf, open_gguf
+from tessera.formats.gguf import open_gguf
+from tessera.formats.gguf.export import export_gguf
 from tessera.generate.engine import Engine
 from tessera.generate.sampling import Sampling
 from tessera.model.decoder import Decoder

@@ -8,7 +8,8 @@ import torch
 from tests.formats.gguf.llama_cpp import ask
 
 from tessera.errors import FormatError, SettingError
-from tessera.formats.gguf import export_gguf, open_gguf
+from tessera.formats.gguf import open_gguf
+from tessera.formats.gguf.export import export_gguf
 from tessera.formats.gguf.pre_tokenizers import PATTERNS, written_pre
 from tessera.formats.gguf.values import write_entry
 from tessera.formats.gguf.vocabulary_out import write_vocabulary

@@ -70,9 +70,9 @@ def kept(x_THK: np.ndarray, cache: str) -> tuple[np.ndarray, np.ndarray]:
 class Map:
     """A weight in a storage, and its product with rows."""
 
-    def __init__(self, weight: torch.Tensor, storage: str) -> None:
+    def __init__(self, weight: np.ndarray, storage: str) -> None:
         self.storage, self.n_rows = storage, len(weight)
-        self.numbers = filled(weight.float().numpy(), 32)
+        self.numbers = filled(weight, 32)
         if storage == "bf16":
             self.numbers = torch.from_numpy(self.numbers).bfloat16().float().numpy()
         if storage in ("q8_0", "q4_0", "q4_1"):
@@ -108,11 +108,12 @@ class Map:
 
 
 class Reference:
-    """A decoder's logits for one sequence, the cache in single or half precision or in 8 bits."""
+    """A decoder's logits for one sequence, the cache in single or half precision or in 8 bits; `angles` are the tables
+    of cosines and sines that the kernels read."""
 
-    def __init__(self, model: Decoder, storage: str, cache: str) -> None:
-        self.model, self.cache = model, cache
-        self.tensors = {name: tensor.detach().float() for name, tensor in model.state_dict().items()}
+    def __init__(self, model: Decoder, storage: str, cache: str, angles: tuple[np.ndarray, np.ndarray]) -> None:
+        self.model, self.cache, self.angles = model, cache, angles
+        self.tensors = {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
         outer = "q8_0" if storage in ("q4_0", "q4_1") else storage
         self.maps = {
             name: Map(tensor, storage if name.startswith("blocks.") else outer)
@@ -121,15 +122,14 @@ class Reference:
         }
 
     def numpy(self, name: str) -> np.ndarray:
-        return self.tensors[name].numpy()
+        return self.tensors[name]
 
     def product(self, name: str, x: np.ndarray) -> np.ndarray:
         y = self.maps[f"{name}.weight"](x)
         return y + self.numpy(f"{name}.bias") if f"{name}.bias" in self.tensors else y
 
     def rotated(self, x_THK: np.ndarray) -> np.ndarray:
-        position = self.model.positions[0]
-        cos, sin = (table[: len(x_THK)].numpy()[:, None] for table in (position.cos, position.sin))
+        cos, sin = (table[: len(x_THK), None] for table in self.angles)
         C = cos.shape[-1]
         a, b = x_THK[..., :C], x_THK[..., C : 2 * C]
         return np.concatenate([a * cos - b * sin, b * cos + a * sin, x_THK[..., 2 * C :]], axis=-1)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def written(path: Path, dtype: str) -> Path:
     return path
 
 
-def logits(model: CpuModel) -> torch.Tensor:
+def logits(model: CpuModel) -> np.ndarray:
     ids = list(b"every row of it")
     return model.step(StepRows(ids, [0] * len(ids), range(len(ids)), range(len(ids))), [[0]])
 
@@ -55,28 +56,28 @@ def test_the_blocks_of_a_file_are_used_as_they_are(tmp_path: Path, cache: Path, 
     source = open_model(written(tmp_path / "model.gguf", dtype))
     made = CpuModel.from_source(source, n_threads=1, check=False)
     assert dtype in made.storages
-    found, expected = logits(made), source.build()(torch.tensor([list(b"every row of it")]))[0]
+    found, expected = logits(made), source.build()(torch.tensor([list(b"every row of it")]))[0].numpy()
     assert (found - expected).std() < (1e-6 if dtype == "fp32" else 0.02) * expected.std()
     for name in ("blocks.0.attention.query.weight", "blocks.1.feed_forward.output.weight"):
         kind, rows = source.blocks(name)
-        numbers = dequantize(KINDS[kind], rows().numpy().tobytes())
-        np.testing.assert_array_equal(numbers, source.read(name, torch.float32).numpy().ravel())
+        numbers = dequantize(KINDS[kind], rows().tobytes())
+        np.testing.assert_array_equal(numbers, source.array(name).ravel())
 
 
 def test_packed_weights_are_kept_and_read_again(tmp_path: Path, cache: Path) -> None:
     source, said = open_model(written(tmp_path / "model.gguf", "q8_0")), []
     first = logits(CpuModel.from_source(source, check=False, say=said.append))
     assert len(said) == 1 and "packing" in said[0]
-    assert torch.equal(logits(CpuModel.from_source(source, check=False, say=said.append)), first)
+    np.testing.assert_array_equal(logits(CpuModel.from_source(source, check=False, say=said.append)), first)
     assert len(said) == 1
     (kept,) = cache.iterdir()
     content = bytearray(kept.read_bytes())
     content[-100] ^= 1
     kept.write_bytes(content)
-    assert torch.equal(logits(CpuModel.from_source(source, check=False, say=said.append)), first)
+    np.testing.assert_array_equal(logits(CpuModel.from_source(source, check=False, say=said.append)), first)
     assert len(said) == 2
     kept.write_bytes(content[:-7])
-    assert torch.equal(logits(CpuModel.from_source(source, check=False, say=said.append)), first)
+    np.testing.assert_array_equal(logits(CpuModel.from_source(source, check=False, say=said.append)), first)
     assert len(said) == 3
 
 
@@ -92,7 +93,7 @@ def test_another_file_at_the_same_place_is_another_model(tmp_path: Path, cache: 
     first = logits(CpuModel.from_source(open_model(written(path, "q8_0")), check=False))
     path.unlink()
     second = logits(CpuModel.from_source(open_model(written(path, "q4_1")), check=False, say=said.append))
-    assert not torch.equal(first, second) and len(said) == 1
+    assert not np.array_equal(first, second) and len(said) == 1
     assert len(list(cache.iterdir())) == 1  # what belongs to no file any more is gone
 
 
@@ -100,28 +101,28 @@ def test_where_nothing_can_be_kept_it_still_runs(tmp_path: Path, cache: Path) ->
     cache.parent.parent.mkdir(exist_ok=True)
     cache.parent.write_text("no folder")
     source = open_model(written(tmp_path / "model.gguf", "q8_0"))
-    assert logits(CpuModel.from_source(source, check=False)).isfinite().all()
+    assert np.isfinite(logits(CpuModel.from_source(source, check=False))).all()
 
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"norm": "layer"}, "RMSNorm"),
-        ({"position": "learned"}, "positions"),
+        ({"norm": "layer"}, "norm is 'layer'"),
+        ({"position": "learned"}, "position is 'learned'"),
         ({"attention": {"name": "gqa", "window": 8}}, "window"),
-        ({"attention": "mla"}, "MultiHeadLatentAttention"),
-        ({"feed_forward": "moe"}, "MixtureOfExperts"),
-        ({"placement": "sandwich"}, "SandwichBlock"),
+        ({"attention": "mla"}, "'mla'"),
+        ({"feed_forward": "moe"}, "'moe'"),
+        ({"placement": "sandwich"}, "'sandwich'"),
         ({"logit_cap": 30.0}, "capped"),
         ({"d_head": 24}, "24 wide"),
-        ({"embedding": "ngram"}, "NgramEmbedding"),
+        ({"embedding": "ngram"}, "'ngram'"),
     ],
 )
-def test_what_has_no_kernels_says_why(settings: dict, reason: str) -> None:
+def test_what_has_no_kernels_says_why(tmp_path: Path, settings: dict, reason: str) -> None:
     chosen = DecoderSettings(**{"context": 64, "d_model": 64, "n_layers": 1, "n_heads": 4} | settings)
     assert reason in str(why_not(chosen))
     with pytest.raises(InputError, match="no kernels"):
-        CpuModel.from_source(Decoder.from_settings(chosen, n_vocab=8), check=False)
+        CpuModel.from_source(replace(open_model(written(tmp_path / "m.gguf", "fp32")), settings=chosen), check=False)
 
 
 def test_a_llama_has_kernels() -> None:

@@ -126,7 +126,7 @@ def main() -> None:
     target = folder / "tokenizer.json"
     for content in originals:
         target.write_bytes(content)
-        import_tokenizer(target).encode("the cat 12 \u00e9", specials="none")  # what is loaded late is loaded now
+        import_tokenizer(target).encode("the cat 12 \u00e9" * 999, specials="none")  # what is loaded late is loaded now
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     counts, slowest = {"opened": 0, "refused": 0}, 0.0

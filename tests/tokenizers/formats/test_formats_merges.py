@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from tessera.errors import InputError
 from tessera.tokenizers.encode import merge_listed, merge_lowest
-from tessera.tokenizers.formats.merges import listed_merges, read_merges, recover_merges, simplest_rule
+from tessera.tokenizers.formats.merges import (
+    are_recovered,
+    listed_merges,
+    read_merges,
+    recover_merges,
+    simplest_rule,
+)
+from tessera.tokenizers.regex_bpe import RegexBpe
 
 
 @st.composite
@@ -51,7 +58,31 @@ def test_likely_pairs_change_nothing(data: st.DataObject) -> None:
             likely.append(pair)
             tokens.append(tokens[pair[0]] + tokens[pair[1]])
     ranks = {token: rank for rank, token in enumerate(tokens)}
-    assert recover_merges(ranks, likely) == recover_merges(ranks)
+    recovered = recover_merges(ranks)
+    assert recover_merges(ranks, likely) == recovered
+    assert not are_recovered(ranks, likely) or (likely, []) == recovered
+    merges, alone = recovered
+    if alone or any(max(pair) >= rank for pair, rank in zip(merges, range(3, len(ranks)), strict=False)):
+        assert not are_recovered(ranks, merges)
+
+
+@settings(max_examples=300, deadline=None)
+@given(vocabularies())
+def test_what_is_said_of_all_at_once_is_so(ranks: dict[bytes, int]) -> None:
+    merges, alone = recover_merges(ranks)
+    assert not are_recovered(ranks, merges) or not alone
+    for wrong in (merges[::-1], merges[1:], [(second, first) for first, second in merges]):
+        assert wrong == merges or not are_recovered(ranks, wrong)
+
+
+def test_the_merges_of_a_training_are_seen_at_once() -> None:
+    """And with ids that leave places out, as special tokens do."""
+    text = "the quick brown fox jumps over the lazy dog while other foxes jumped quickly over lazier dogs " * 3
+    trained = RegexBpe.train([text], vocab_size=300, specials=[])
+    ranks = {token: 2 * id + 5 * (id > 260) for token, id in trained.ranks.items()}
+    merges, alone = recover_merges(ranks)
+    assert not alone and len(merges) == 44
+    assert are_recovered(ranks, merges)
 
 
 def test_a_part_that_comes_about_otherwise_is_not_taken_apart() -> None:

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tessera.config import Spec
-from tessera.model.latent_attention import latent_widths
-from tessera.model.rope_scaling import GIVEN, ROPE_SCALINGS
-from tessera.model.settings import SLOTS, DecoderSettings
+from tessera.model.settings import DecoderSettings
 
 _OF_TRAINING = {"dropout", "balance", "balance_weight", "bias_rate", "z_weight", "capacity"}
 _OF_THE_MODEL = {"n_vocab", "context", "d_model", "n_layers", "n_heads", "layer"}
@@ -56,6 +54,8 @@ def fill(settings: DecoderSettings, n_vocab: int, shapes: Mapping[str, tuple[int
 
 def _piece(slot: str, spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a piece, as "slot.setting": its defaults, what the decoder gives, and what the spec says."""
+    from tessera.model.pieces import SLOTS  # PyTorch's: only who writes a model needs its pieces
+
     values = _defaults(SLOTS[slot][spec.name])
     values |= {name: value for name, value in given.items() if name in values}
     values |= spec.settings
@@ -71,6 +71,8 @@ def _piece(slot: str, spec: Spec, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scaling(path: str, spec: Spec) -> dict[str, Any]:
+    from tessera.model.rope_scaling import GIVEN, ROPE_SCALINGS
+
     values = _defaults(ROPE_SCALINGS[spec.name]) | dict(spec.settings)
     return {path: spec.name} | {f"{path}.{name}": value for name, value in values.items() if name not in GIVEN}
 
@@ -83,6 +85,8 @@ def _defaults(make: Callable[..., Any]) -> dict[str, Any]:
 
 def _settle(layer: dict[str, Any], n_heads: int, i: int, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """The values that a piece chooses where it is told None, and without those that have no effect."""
+    from tessera.model.latent_attention import latent_widths
+
     layer.pop("position.d_head", None)
     if layer["attention.name"] == "mla":
         for name, usual in latent_widths(layer.pop("attention.d_head")).items():

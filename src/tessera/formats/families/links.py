@@ -1,22 +1,46 @@
 """Links between our tensors and those of another family's files, usable in both directions.
 
 Most tensors differ by name only. The rest is a handful of forms: a matrix that lies the other way around, several
-matrices in one, one tensor for each expert. A link says both how ours are read from theirs and how theirs are made of
-ours; made of tensors on the meta device it says which shapes the files must have.
+matrices in one, one tensor for each expert. A link says how ours are read from theirs, how theirs are made of ours, and
+which shapes the files must have. All of it is in operations that NumPy's arrays and PyTorch's tensors have alike, so
+that a file is read as either.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = Any
+"""A `np.ndarray` or a `torch.Tensor`."""
 
 
-class Read(Protocol):
-    """Reads one of their tensors as a float type, into `out` where it is given."""
+class Read:
+    """Reads their tensors in memory of their own, here as arrays of float32; `fetch` reads into its second argument
+    where it is given. `torch_tensors.TorchRead` reads tensors of any float type."""
 
-    def __call__(self, name: str, dtype: torch.dtype, out: Tensor | None = None, /) -> Tensor: ...
+    def __init__(self, fetch: Callable[[str, Any], Array]) -> None:
+        self._fetch = fetch
+
+    def __call__(self, name: str, out: Any = None, /) -> Array:
+        return self._fetch(name, out)
+
+    def plus_one(self, name: str) -> Array:
+        """The tensor and 1, added in float32: a weight near 1 has fewer digits left than its difference to 1 had."""
+        found = self._fetch(name, None)
+        found += 1
+        return found
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        return np.empty(shape, np.float32)
+
+    def own(self, found: Array) -> Array:
+        """A part of a tensor, or one that lies otherwise, in memory of its own."""
+        return np.array(found, order="C")
 
 
 @dataclass(frozen=True)
@@ -28,11 +52,14 @@ class Link:
     shapes: tuple[tuple[int, ...], ...]
     """The shapes of ours."""
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        """`ours[which]`, in memory of its own."""
-        return read(self.theirs[0], dtype)
+    def their_shapes(self) -> list[tuple[int, ...]]:
+        return list(self.shapes)
 
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
+    def take(self, which: int, read: Read) -> Array:
+        """`ours[which]`, in memory of its own."""
+        return read(self.theirs[0])
+
+    def give(self, ours: Sequence[Array]) -> list[Array]:
         """Theirs, made of all of ours."""
         return list(ours)
 
@@ -40,46 +67,55 @@ class Link:
 class Transposed(Link):
     """A matrix that is kept as (d_in, d_out)."""
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        return read(self.theirs[0], dtype).T.contiguous()
+    def their_shapes(self) -> list[tuple[int, ...]]:
+        return [self.shapes[0][::-1]]
 
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
+    def take(self, which: int, read: Read) -> Array:
+        return read.own(read(self.theirs[0]).T)
+
+    def give(self, ours: Sequence[Array]) -> list[Array]:
         return [ours[0].T]
 
 
 class LessOne(Link):
-    """A norm's weight that is kept as its difference to 1 (Gemma).
+    """A norm's weight that is kept as its difference to 1 (Gemma)."""
 
-    The sum is made in float32: a weight near 1 has fewer digits left than its difference had.
-    """
+    def take(self, which: int, read: Read) -> Array:
+        return read.plus_one(self.theirs[0])
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        return read(self.theirs[0], torch.float32).add_(1.0).to(dtype)
-
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
+    def give(self, ours: "Sequence[Tensor]") -> "list[Tensor]":
         return [ours[0].float() - 1.0]
 
 
 class Joined(Link):
     """Several of ours, one below the other, in one of theirs."""
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        sizes = [shape[0] for shape in self.shapes]
-        return read(self.theirs[0], dtype).split(sizes)[which].clone()
+    def their_shapes(self) -> list[tuple[int, ...]]:
+        return [(sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])]
 
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(list(ours))]
+    def _rows(self, which: int) -> slice:
+        """Where one of ours is."""
+        begin = sum(shape[0] for shape in self.shapes[:which])
+        return slice(begin, begin + self.shapes[which][0])
+
+    def take(self, which: int, read: Read) -> Array:
+        return read.own(read(self.theirs[0])[self._rows(which)])
+
+    def give(self, ours: "Sequence[Tensor]") -> "list[Tensor]":
+        return [_joined(ours, 0)]
 
 
 class JoinedTransposed(Joined):
     """The same, kept as (d_in, d_out): GPT-2's query, key and value."""
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        sizes = [shape[0] for shape in self.shapes]
-        return read(self.theirs[0], dtype).split(sizes, dim=1)[which].T.contiguous()
+    def their_shapes(self) -> list[tuple[int, ...]]:
+        return [super().their_shapes()[0][::-1]]
 
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(list(ours)).T]
+    def take(self, which: int, read: Read) -> Array:
+        return read.own(read(self.theirs[0])[:, self._rows(which)].T)
+
+    def give(self, ours: "Sequence[Tensor]") -> "list[Tensor]":
+        return [_joined(ours, 0).T]
 
 
 @dataclass(frozen=True)
@@ -88,30 +124,43 @@ class JoinedByHead(Link):
 
     n_heads: int
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        sizes = [shape[0] // self.n_heads for shape in self.shapes]
-        rows_HKD = read(self.theirs[0], dtype).unflatten(0, (self.n_heads, sum(sizes)))
-        return rows_HKD.split(sizes, dim=1)[which].flatten(0, 1).contiguous()
+    def their_shapes(self) -> list[tuple[int, ...]]:
+        return [(sum(shape[0] for shape in self.shapes), *self.shapes[0][1:])]
 
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
+    def take(self, which: int, read: Read) -> Array:
+        sizes = [shape[0] // self.n_heads for shape in self.shapes]
+        begin = sum(sizes[:which])
+        rows = read(self.theirs[0])
+        rows_HKD = rows.reshape(self.n_heads, sum(sizes), *rows.shape[1:])
+        return read.own(rows_HKD[:, begin : begin + sizes[which]].reshape(-1, *rows.shape[1:]))
+
+    def give(self, ours: "Sequence[Tensor]") -> "list[Tensor]":
         by_head = [tensor.unflatten(0, (self.n_heads, -1)) for tensor in ours]
-        return [torch.cat(by_head, dim=1).flatten(0, 1)]
+        return [_joined(by_head, 1).flatten(0, 1)]
 
 
 class Stacked(Link):
     """One of ours for many of theirs: the experts."""
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        out = torch.empty(self.shapes[0], dtype=dtype)
+    def their_shapes(self) -> list[tuple[int, ...]]:
+        return [self.shapes[0][1:]] * len(self.theirs)
+
+    def take(self, which: int, read: Read) -> Array:
+        out = read.empty(self.shapes[0])
         for i, name in enumerate(self.theirs):
-            read(name, dtype, out[i])
+            read(name, out[i])
         return out
 
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        return list(ours[0].unbind())
+    def give(self, ours: Sequence[Array]) -> list[Array]:
+        return list(ours[0])
+
+
+def _joined(tensors: "Sequence[Tensor]", dim: int) -> "Tensor":
+    import torch  # ours are PyTorch's tensors where files are written
+
+    return torch.cat(list(tensors), dim=dim)
 
 
 def expected_shapes(link: Link) -> dict[str, tuple[int, ...]]:
     """The shapes that their tensors must have."""
-    made = link.give([torch.empty(shape, device="meta") for shape in link.shapes])
-    return {name: tuple(tensor.shape) for name, tensor in zip(link.theirs, made, strict=True)}
+    return dict(zip(link.theirs, link.their_shapes(), strict=True))

@@ -1,6 +1,5 @@
-"""GGUF, the file format of llama.cpp, in and out."""
+"""GGUF, the file format of llama.cpp, in (`opening.py`, which needs no PyTorch) and out (`export.py`)."""
 
-from tessera.formats.gguf.export import export_gguf
 from tessera.formats.gguf.opening import open_gguf
 
-__all__ = ["export_gguf", "open_gguf"]
+__all__ = ["open_gguf"]

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tessera.errors import FormatError, SettingError
@@ -25,8 +26,8 @@ from tessera.formats.gguf.values import Value
 from tessera.formats.gguf.vocabulary_out import write_vocabulary
 from tessera.formats.gguf.writer import Outgoing, write_gguf
 from tessera.formats.source import Blocks
-from tessera.model.decoder import DecoderSettings
 from tessera.model.rope_scaling import ROPE_SCALINGS
+from tessera.model.settings import DecoderSettings
 from tessera.tokenizers import Tokenizer
 
 _VOCABULARY_TABLES = ("embedding.weight", "head.weight")
@@ -188,7 +189,8 @@ def _stored(link: Link, blocks: Blocks | None) -> tuple[str, Callable[[], Tensor
 
     def make() -> Tensor:
         heights = [prod(shape[:-1]) for shape in link.shapes]  # without the padding of a vocabulary
-        return link.give([each[1]()[:rows] for each, rows in zip(found, heights, strict=True) if each is not None])[0]
+        made = [each[1]()[:rows] for each, rows in zip(found, heights, strict=True) if each is not None]
+        return link.give([torch.from_numpy(each) for each in made])[0]
 
     return str(kinds.pop()), make
 

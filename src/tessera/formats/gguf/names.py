@@ -9,11 +9,8 @@ have a dimension for the heads.
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from tessera.errors import SettingError
-from tessera.formats.families.links import Joined, JoinedByHead, Link, Read
+from tessera.formats.families.links import Array, Joined, JoinedByHead, Link, Read
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -52,15 +49,16 @@ class Regrouped(Link):
     n_heads: int
     pairs_in_file: bool
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        return self._moved(read(self.theirs[0], dtype), apart=self.pairs_in_file)
+    def take(self, which: int, read: Read) -> Array:
+        return self._moved(read(self.theirs[0]), apart=self.pairs_in_file)
 
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
+    def give(self, ours: Sequence[Array]) -> list[Array]:
         return [self._moved(ours[0], apart=not self.pairs_in_file)]
 
-    def _moved(self, rows: Tensor, *, apart: bool) -> Tensor:
-        parts = (self.n_heads, -1, 2) if apart else (self.n_heads, 2, -1)
-        return rows.unflatten(0, parts).transpose(1, 2).flatten(0, 2).contiguous()
+    def _moved(self, rows: Array, *, apart: bool) -> Array:
+        pairs = len(rows) // self.n_heads // 2
+        parts = (self.n_heads, pairs, 2) if apart else (self.n_heads, 2, pairs)
+        return rows.reshape(*parts, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,18 @@ class ByHead(Link):
     n_heads: int
     turned: bool
 
-    def take(self, which: int, read: Read, dtype: torch.dtype) -> Tensor:
-        found_HKL = read(self.theirs[0], dtype)
-        return (found_HKL.transpose(1, 2) if self.turned else found_HKL).flatten(0, 1).contiguous()
+    def their_shapes(self) -> list[tuple[int, ...]]:
+        rows, width = self.shapes[0]
+        d_head = rows // self.n_heads
+        return [(self.n_heads, width, d_head) if self.turned else (self.n_heads, d_head, width)]
 
-    def give(self, ours: Sequence[Tensor]) -> list[Tensor]:
-        rows_HKL = ours[0].unflatten(0, (self.n_heads, -1))
-        return [rows_HKL.transpose(1, 2).contiguous() if self.turned else rows_HKL]
+    def take(self, which: int, read: Read) -> Array:
+        found_HKL = read(self.theirs[0])
+        return (found_HKL.swapaxes(1, 2) if self.turned else found_HKL).reshape(self.shapes[0])
+
+    def give(self, ours: Sequence[Array]) -> list[Array]:
+        rows_HKL = ours[0].reshape(self.n_heads, -1, ours[0].shape[1])
+        return [rows_HKL.swapaxes(1, 2) if self.turned else rows_HKL]
 
 
 @dataclass(frozen=True)

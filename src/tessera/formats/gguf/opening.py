@@ -2,25 +2,27 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from pydantic import ValidationError
-from torch import Tensor
+import numpy as np
 
 from tessera.errors import FormatError, InputError, SettingError
-from tessera.formats.families.links import Link, expected_shapes
+from tessera.formats.families.links import Link, Read, expected_shapes
 from tessera.formats.gguf.architecture import Architecture
 from tessera.formats.gguf.deepseek import DEEPSEEK2
 from tessera.formats.gguf.gemma import GEMMA2, GEMMA3
+from tessera.formats.gguf.kept import LISTS, kept_vocabulary, place_of, read_and_keep
 from tessera.formats.gguf.keys import Keys
 from tessera.formats.gguf.llama import GPT2, LLAMA, QWEN2, QWEN3
 from tessera.formats.gguf.names import Regrouped
 from tessera.formats.gguf.reader import GgufFile, read_gguf
 from tessera.formats.gguf.rope import FREQUENCIES
-from tessera.formats.gguf.vocabulary import read_vocabulary
-from tessera.formats.source import ModelSource, check_shapes, skeleton_shapes
-from tessera.model.decoder import DecoderSettings
+from tessera.formats.source import ModelSource, check_settings, check_shapes, skeleton_shapes
+from tessera.model.settings import DecoderSettings
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ARCHITECTURES: dict[str, Architecture] = {
     each.name: each for each in (QWEN2, LLAMA, QWEN3, GPT2, GEMMA2, GEMMA3, DEEPSEEK2)
@@ -31,7 +33,9 @@ _MOST_DIVISORS = 2**16
 
 def open_gguf(path: str | Path) -> ModelSource:
     """The model in the file at `path`, of which only the header is read; `FormatError` where it is none of ours."""
-    file = read_gguf(path)
+    place = place_of(Path(path))
+    vocabulary = kept_vocabulary(place)
+    file = read_gguf(path, passed_over=() if vocabulary is None else LISTS)
     architecture = _architecture(file)
     divisors = _divisors(file) if architecture.divides else None
     keys = Keys(file.path, architecture.name, file.metadata, file.tensors, divisors)
@@ -42,22 +46,26 @@ def open_gguf(path: str | Path) -> ModelSource:
     wanted = {name: shape for link in links for name, shape in expected_shapes(link).items()}
     found = {name: info.shape for name, info in file.tensors.items() if name != FREQUENCIES or divisors is None}
     check_shapes(file.path, found, wanted)
-    vocabulary = read_vocabulary(file, n_vocab)
+    vocabulary = vocabulary or read_and_keep(file, n_vocab, place)
     places = {name: (link, i) for link in links for i, name in enumerate(link.ours)}
 
-    def fetch(name: str, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-        return file.read(name, dtype) if out is None else out.copy_(file.read(name, dtype))
+    def read(name: str, dtype: "torch.dtype") -> "Tensor":
+        from tessera.formats.torch_tensors import TorchRead
 
-    def read(name: str, dtype: torch.dtype) -> Tensor:
         link, which = places[name]
-        return link.take(which, fetch, dtype)
+        return link.take(which, TorchRead(file.tensor, dtype))
 
-    def blocks(name: str) -> tuple[str, Callable[[], Tensor]] | None:
+    def array(name: str) -> np.ndarray:
+        link, which = places[name]
+        found: np.ndarray = link.take(which, Read(file.array))
+        return found
+
+    def blocks(name: str) -> tuple[str, Callable[[], np.ndarray]] | None:
         link, _ = places[name]
         if type(link) not in (Link, Regrouped):
             return None
         kind = file.tensors[link.theirs[0]].kind.name
-        return kind, lambda: link.take(0, lambda theirs, dtype, out=None: file.raw(theirs), torch.uint8)
+        return kind, lambda: link.take(0, Read(lambda theirs, out: file.raw(theirs)))
 
     return ModelSource(
         family="mixtral" if keys.get("expert_count") and architecture is LLAMA else architecture.name,
@@ -66,6 +74,7 @@ def open_gguf(path: str | Path) -> ModelSource:
         tokenizer=vocabulary.tokenizer,
         names=list(shapes),
         read=read,
+        array=array,
         path=file.path,
         notes=[*keys.notes, *vocabulary.notes],
         blocks=blocks,
@@ -89,21 +98,18 @@ def _divisors(file: GgufFile) -> Any:
         return None
     if info.n_numbers > _MOST_DIVISORS:
         raise FormatError(file.path, f"{FREQUENCIES} has {info.n_numbers} numbers, more than a head has pairs")
-    return file.read(FREQUENCIES).numpy()
+    return file.array(FREQUENCIES)
 
 
 def _settings(path: Path, keys: Keys, architecture: Architecture) -> DecoderSettings:
     try:
         read = architecture.read(keys)
         keys.finish()
-        return DecoderSettings(**read)
+        return check_settings(read)
     except FormatError:
         raise
     except (InputError, SettingError) as error:
         raise FormatError(path, f"its settings make no model: {error}") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise FormatError(path, f"its settings make no model: {first['loc']}: {first['msg']}") from None
 
 
 def _n_vocab(file: GgufFile) -> int:

@@ -8,19 +8,22 @@ Versions 2 and 3, little-endian (the GGUF specification in ggml's docs/gguf.md).
 import math
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from io import BufferedReader
+from itertools import pairwise, takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tessera.errors import FormatError, InputError
 from tessera.formats.gguf.blocks import BY_CODE, Kind, dequantize, to_bf16
 from tessera.formats.gguf.values import ARRAY, BOOL, MAGIC, NUMBERS, STRING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 ALIGNMENT = "general.alignment"
 MOST_METADATA = 2**28  # bytes; a vocabulary of a quarter of a million tokens with its merges takes a twentieth
@@ -55,17 +58,38 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """The header of a file; `read` fetches a tensor. Arrays of numbers are numpy's, arrays of strings lists."""
+    """The header of a file; `array` and `tensor` fetch one. Arrays of numbers are numpy's, arrays of strings lists."""
 
     path: Path
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
-    def read(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The tensor `name` in memory of its own, converted part by part: little memory beside the result."""
+    def array(self, name: str, out: np.ndarray | None = None) -> np.ndarray:
+        """The tensor `name` as float32, in memory of its own or in `out` (contiguous, of its shape)."""
         info = self.tensors[name]
-        out = torch.empty(info.shape, dtype=dtype)
-        store = _writer_into(out)
+        out = np.empty(info.shape, np.float32) if out is None else out
+        flat = out.reshape(-1)
+        for begin, numbers in self._parts(info):
+            flat[begin : begin + len(numbers)] = numbers
+        return out
+
+    def tensor(self, name: str, dtype: "torch.dtype", out: "Tensor | None" = None) -> "Tensor":
+        """The same as PyTorch's tensor of a float type."""
+        import torch  # where tensors of it are wanted it is there
+
+        info = self.tensors[name]
+        out = torch.empty(info.shape, dtype=dtype) if out is None else out
+        flat = out.view(-1)
+        # By numpy: the parts are small, and torch would wake all its threads for each.
+        rounds = dtype == torch.bfloat16
+        memory = flat.view(torch.int16).numpy().view(np.uint16) if rounds else flat.numpy()
+        for begin, numbers in self._parts(info):
+            part = to_bf16(numbers).view(np.uint16) if rounds else numbers
+            memory[begin : begin + len(numbers)] = part
+        return out
+
+    def _parts(self, info: TensorInfo) -> Iterator[tuple[int, np.ndarray]]:
+        """The numbers part by part in float32, each with its place: little memory beside the result."""
         buffer = bytearray(min(CHUNK, info.n_numbers) // info.kind.block * info.kind.size)
         with _opened(self.path) as file:
             file.seek(info.start)
@@ -73,12 +97,11 @@ class GgufFile:
                 count = min(CHUNK, info.n_numbers - begin)
                 content = memoryview(buffer)[: count // info.kind.block * info.kind.size]
                 if file.readinto(content) != len(content):
-                    raise FormatError(self.path, f"it ends within the tensor {name!r}")
+                    raise FormatError(self.path, f"it ends within the tensor {info.name!r}")
                 with np.errstate(all="ignore"):  # a scale may be infinite, as any number in a file may
-                    store(begin, dequantize(info.kind, content))
-        return out
+                    yield begin, dequantize(info.kind, content)
 
-    def raw(self, name: str) -> Tensor:
+    def raw(self, name: str) -> np.ndarray:
         """The bytes of the tensor `name`, (rows, bytes of a row), in memory of its own."""
         info = self.tensors[name]
         out = np.empty((info.n_numbers // info.shape[-1], info.n_bytes * info.shape[-1] // info.n_numbers), np.uint8)
@@ -86,26 +109,15 @@ class GgufFile:
             file.seek(info.start)
             if file.readinto(out.data) != info.n_bytes:
                 raise FormatError(self.path, f"it ends within the tensor {name!r}")
-        return torch.from_numpy(out)
+        return out
 
 
-def _writer_into(out: Tensor) -> Callable[[int, np.ndarray], None]:
-    """Puts float32 numbers into `out` from a place on. By numpy where it can: the parts are small, and torch would wake
-    all its threads for each."""
-    flat = out.view(-1)
-    if out.dtype == torch.bfloat16:
-        bits = flat.view(torch.int16).numpy().view(np.uint16)
-
-        def as_bits(begin: int, numbers: np.ndarray) -> None:
-            bits[begin : begin + len(numbers)] = to_bf16(numbers).view(np.uint16)
-
-        return as_bits
-    array = flat.numpy()
-
-    def as_numbers(begin: int, numbers: np.ndarray) -> None:
-        array[begin : begin + len(numbers)] = numbers
-
-    return as_numbers
+def _is_utf8(content: bytes) -> bool:
+    try:
+        content.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _opened(path: Path) -> BufferedReader:
@@ -115,18 +127,22 @@ def _opened(path: Path) -> BufferedReader:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
-def read_gguf(path: str | Path) -> GgufFile:
-    """The header of the file at `path`, checked; a file that is not whole and sound is a `FormatError`."""
+def read_gguf(path: str | Path, *, passed_over: Collection[str] = ()) -> GgufFile:
+    """The header of the file at `path`, checked; a file that is not whole and sound is a `FormatError`.
+
+    Of arrays of strings under the keys `passed_over` nothing is kept: their value is None.
+    """
     path = Path(path)
     with _opened(path) as file:
-        return _Header(path, file).read()
+        return _Header(path, file, passed_over).read()
 
 
 class _Header:
     """Reads on from the beginning; `size` is that of the file, `at` the place of the next byte."""
 
-    def __init__(self, path: Path, file: BufferedReader) -> None:
+    def __init__(self, path: Path, file: BufferedReader, passed_over: Collection[str]) -> None:
         self.path, self.file = path, file
+        self._passed_over = frozenset(map(repr, passed_over))
         self.size = os.fstat(file.fileno()).st_size
         self.at = 0
         self._buffer, self._place = b"", 0
@@ -216,7 +232,7 @@ class _Header:
             return self._numbers(code, count, what)
         if code == STRING:
             self.need(count * _LEAST_STRING, f"the {count} strings of {what}")
-            return self._strings(count, what)
+            return self._pass_over(count, what) if what in self._passed_over else self._strings(count, what)
         if code != ARRAY:
             raise self.error(f"{what} holds values of type {code}, which there is not")
         if nesting == MOST_NESTING:
@@ -227,22 +243,52 @@ class _Header:
     def _strings(self, count: int, what: str) -> list[str]:
         """A vocabulary has hundreds of thousands: those that are in the buffer are cut out of it here."""
         found: list[str] = []
-        unpack = struct.Struct("<Q").unpack_from
         while len(found) < count:
-            buffer, place = self._buffer, self._place
-            while len(found) < count and place + 8 <= len(buffer):
-                end = place + 8 + unpack(buffer, place)[0]
-                if end > len(buffer):
-                    break
-                try:
-                    found.append(buffer[place + 8 : end].decode())
-                except UnicodeDecodeError:
-                    break
-                place = end
-            self.at, self._place = self.at + place - self._place, place
-            if len(found) < count:  # one that goes beyond the buffer, or is wrong
+            found += self._short_strings(count - len(found))
+            if len(found) < count:  # one that goes beyond the buffer, is long, or wrong
                 found.append(self.text(what))
         return found
+
+    def _pass_over(self, count: int, what: str) -> None:
+        while count:
+            edges = self._short_edges(count)
+            self._go_to(edges[-1])
+            count -= len(edges) - 1
+            if count:
+                self.text(what)
+                count -= 1
+
+    def _short_strings(self, most: int) -> list[str]:
+        """As many as are whole in the buffer, shorter than 256 bytes, and UTF-8: those at the beginning that are."""
+        edges = self._short_edges(most)
+        pieces = [self._buffer[begin + 8 : end] for begin, end in pairwise(edges)]
+        try:
+            found = b"\0".join(pieces).decode().split("\0") if pieces else []
+        except UnicodeDecodeError:
+            found = []
+        if len(found) != len(pieces):
+            found = list(map(bytes.decode, takewhile(_is_utf8, pieces)))
+        self._go_to(edges[len(found)])
+        return found
+
+    def _short_edges(self, most: int) -> list[int]:
+        """Where those strings begin in the buffer, and where the last one ends."""
+        buffer, place, last = self._buffer, self._place, len(self._buffer) - 8 - 255
+        begins = []
+        for _ in range(most):
+            if place > last:
+                break
+            begins.append(place)
+            place += 8 + buffer[place]  # the lowest byte of the length
+        edges = np.array([*begins, place])
+        lengths = np.frombuffer(buffer, np.uint8)[edges[:-1, None] + np.arange(1, 8)]
+        n = int(np.argmax(np.append(lengths.any(axis=1), True)))  # those before the first that has higher ones
+        found: list[int] = edges[: n + 1].tolist()
+        return found
+
+    def _go_to(self, place: int) -> None:
+        """To a place in the buffer."""
+        self.at, self._place = self.at + place - self._place, place
 
     def _numbers(self, code: int, count: int, what: str) -> np.ndarray:
         self.need(count * NUMBERS[code].itemsize, f"the {count} numbers of {what}")

@@ -6,15 +6,16 @@ llama.cpp knows linear and YaRN scaling by keys. Llama 3's scaling is not said b
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from tessera.errors import FormatError
 from tessera.formats.gguf.keys import Keys
 from tessera.formats.gguf.values import Value
-from tessera.model.rope_scaling import Llama3Scaling, rope_speeds
+
+if TYPE_CHECKING:
+    import torch
 
 FREQUENCIES = "rope_freqs.weight"
 
@@ -62,8 +63,10 @@ def write_scaling(scaling: Mapping[str, Any] | None) -> dict[str, Value]:
     return entries
 
 
-def llama3_divisors(scaling: Mapping[str, Any], base: float, d_head: int) -> torch.Tensor:
+def llama3_divisors(scaling: Mapping[str, Any], base: float, d_head: int) -> "torch.Tensor":
     """What each pair's speed is divided by, (d_head / 2,)."""
+    from tessera.model.rope_scaling import Llama3Scaling, rope_speeds  # with it comes PyTorch
+
     speeds_C = rope_speeds(d_head, base)
     made = Llama3Scaling(**{name: value for name, value in scaling.items() if name != "name"})
     return speeds_C / made(speeds_C)[0]

@@ -110,10 +110,12 @@ class _Table:
 
     def _unique(self, kinds: tuple[int, ...]) -> dict[str, int]:
         """The tokens of these types by name."""
-        found: dict[str, int] = {}
-        for id, (text, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
-            if kind in kinds and found.setdefault(text, id) != id:
-                raise FormatError(self.path, f"the tokens {found[text]} and {id} are both {text!r}")
+        ids = [id for id, kind in enumerate(self.types) if kind in kinds]
+        found = dict(zip(map(self.tokens.__getitem__, ids), ids, strict=True))
+        if len(found) < len(ids):
+            id = next(id for id in ids if found[self.tokens[id]] != id)
+            text = self.tokens[id]
+            raise FormatError(self.path, f"the tokens {id} and {found[text]} are both {text!r}")
         return found
 
     def byte_level(self) -> Tokenizer:
@@ -126,7 +128,9 @@ class _Table:
         merges = self._entry("merges")
         if not isinstance(merges, list) or not _all_text(merges):
             raise FormatError(self.path, f"{BEGIN}merges is {as_plain(merges)!r}: expected an array of pairs of tokens")
-        pairs = [self._pair(merge) for merge in merges]
+        pairs = [merge.split(" ") for merge in merges]
+        if not all(len(pair) == 2 and pair[0] and pair[1] for pair in pairs):
+            pairs = [self._pair(merge) for merge in merges]
         source = str(self.path)
         return make_bpe(
             ordinary,
@@ -137,11 +141,12 @@ class _Table:
             source=source,
         )
 
-    def _pair(self, merge: str) -> tuple[str, str]:
+    def _pair(self, merge: str) -> list[str]:
+        """One in which a token has a space, too."""
         first, space, second = merge[1:].partition(" ")
         if not space or not second:
             raise FormatError(self.path, f"the merge {merge!r} is not two tokens with a space between")
-        return merge[0] + first, second
+        return [merge[0] + first, second]
 
     def pieces(self, *, unigram: bool) -> Tokenizer:
         n_vocab = len(self.tokens)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from tessera.errors import InputError
 from tessera.generate.constrain.automaton import DEAD, Automaton, Limit
@@ -101,7 +100,7 @@ class Constraint:
                 self._masks.popitem(last=False)
         return np.unpackbits(self._masks[state], count=self.vocabulary.n_vocab).view(bool)
 
-    def masked(self, logits_V: Tensor, state: int) -> Tensor:
+    def masked(self, logits_V: np.ndarray, state: int) -> np.ndarray:
         """-inf at every id that may not come next. A model's head may be longer than the vocabulary."""
         if len(logits_V) < self.vocabulary.n_vocab:
             raise InputError(f"{len(logits_V)} logits for a vocabulary of {self.vocabulary.n_vocab}")

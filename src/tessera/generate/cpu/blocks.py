@@ -5,29 +5,39 @@ half precision. q is made with d as it was before it was rounded to half precisi
 """
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tessera.errors import InputError
 from tessera.generate.cpu.panels import BLOCK
 
+LARGEST = dict.fromkeys(("fp32", "q8_0", "q4_0", "q4_1"), np.inf) | {"bf16": 255.5 * 2.0**120}
+"""What a number must be below: from there on it is rounded to infinity."""
 
-def encode(storage: str, rows: Tensor, name: str) -> np.ndarray:
-    """(n, bytes) of float rows (n, width); the width is filled up with zeros to whole blocks."""
+
+def encode(storage: str, rows: np.ndarray, name: str) -> np.ndarray:
+    """(n, bytes) of float32 rows (n, width); the width is filled up with zeros to whole blocks."""
     width = -(-rows.shape[1] // BLOCK) * BLOCK
-    full = torch.zeros(len(rows), width, dtype=torch.bfloat16 if storage == "bf16" else torch.float32)
+    full = np.zeros((len(rows), width), np.float32)
     full[:, : rows.shape[1]] = rows
-    if not full.isfinite().all():
+    least, most = (float(each) for each in (full.min(initial=0.0), full.max(initial=0.0)))
+    if not (-LARGEST[storage] < least and most < LARGEST[storage]):  # nor where one is NaN
         raise InputError(f"the tensor {name!r} holds numbers that are not finite, or too large for {storage}")
-    if storage in ("bf16", "fp32"):
-        return full.view(torch.uint8).numpy()
-    blocks = full.view(-1, BLOCK).numpy()
+    if storage == "fp32":
+        return full.view(np.uint8)
+    if storage == "bf16":
+        return to_bf16(full).view(np.uint8)
     with np.errstate(over="ignore"):
-        found = ENCODE[storage](blocks)
+        found = ENCODE[storage](full.reshape(-1, BLOCK))
     scales = np.stack([found[field] for field in ("d", "m") if field in (found.dtype.names or ())])
     if not np.isfinite(scales).all():
         raise InputError(f"the tensor {name!r} holds numbers that are too large for {storage}")
     return found.view(np.uint8).reshape(len(rows), -1)
+
+
+def to_bf16(x: np.ndarray) -> np.ndarray:
+    """The upper halves of finite numbers, rounded to the nearest, of two equally near to the even one."""
+    bits = x.view(np.uint32)
+    bits = bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+    return (bits >> np.uint32(16)).astype("<u2")
 
 
 def _divided(x: np.ndarray, d: np.ndarray) -> np.ndarray:

@@ -20,7 +20,8 @@ from numba.core.registry import cpu_target
 
 from tessera.errors import InputError
 from tessera.generate.cpu import kernels, panels, step
-from tessera.native.jit import cache_folder, source_stamp
+from tessera.native.folder import cache_folder
+from tessera.native.jit import source_stamp
 
 log = logging.getLogger(__name__)
 PATIENCE = 600

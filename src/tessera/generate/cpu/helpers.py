@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.generate.cpu.sharing import CONTROL_BYTES, STOP
+from tessera.generate.cpu.sharing import LINE, STOP, TICKETS
 from tessera.generate.cpu.step import PARTS_A_THREAD, help_along
 
 
@@ -17,7 +17,7 @@ class Control:
     """The memory by which threads share, on a cache line of its own."""
 
     def __init__(self, n_threads: int) -> None:
-        room = CONTROL_BYTES + 8 * PARTS_A_THREAD * n_threads
+        room = TICKETS + LINE * n_threads + 8 * PARTS_A_THREAD * n_threads
         self._memory = np.zeros(room + 128, np.uint8)
         self.address = -(-self._memory.ctypes.data // 128) * 128
         self._begin = self.address - self._memory.ctypes.data

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.native.jit import cache_folder
+from tessera.native.folder import cache_folder, name_of_made
 
 log = logging.getLogger(__name__)
 HEADER = 4096
@@ -38,8 +38,8 @@ def large_memory(n_bytes: int) -> np.ndarray:
 
 
 def memory_by_need(n_bytes: int) -> np.ndarray:
-    """Zeros, in small pages, which are taken where something is written: of a cache a token fills a little here and
-    there, and each would be a large page."""
+    """Zeros, in small pages, which are taken where something is written: where that is a little here and there, each
+    would be a large page."""
     return _pages(n_bytes, "MADV_NOHUGEPAGE")
 
 
@@ -55,16 +55,8 @@ def _pages(n_bytes: int, advice: str) -> np.ndarray:
 
 def place_of(path: Path, storage: str) -> Path | None:
     """Where the packed weights of the files at `path`, as they are now, are kept; None if they cannot be told apart."""
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    try:
-        for file in files:
-            found = file.stat()
-            digest.update(f"{file.resolve()}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
-    except OSError:
-        return None
-    name = hashlib.sha256(f"{path.resolve()}\0{storage}".encode()).hexdigest()[:16]
-    return cache_folder().parent / "packed" / f"{name}-{VERSION}-{digest.hexdigest()[:16]}"
+    name = name_of_made(path, storage, VERSION)
+    return None if name is None else cache_folder().parent / "packed" / name
 
 
 def read_packed(place: Path, layout: Any) -> np.ndarray | None:

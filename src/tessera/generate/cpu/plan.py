@@ -35,14 +35,14 @@ class Word(IntEnum):
     VALUES = auto()
     N_BLOCKS = auto()
     S_BLOCK = auto()
-    """From one block of a head to the next, in bytes."""
+    S_HEAD = auto()
     NUMBER_BYTES = auto()
     """Of a number in the cache: 1, 2 or 4."""
-    N_POSITIONS = auto()
-    """Of the longest sequence, filled up to a multiple of 32."""
     # Of a step.
     N_ROWS = auto()
     N_TILES = auto()
+    N_LOOKS = auto()
+    """The chunks that the longest of the sequences has so far, if threads take them apart; else 0."""
     N_WANTED = auto()
     ROWS = auto()
     TILES = auto()
@@ -66,6 +66,12 @@ class Word(IntEnum):
     S_ROUNDED = auto()
     INNER_ROUNDED = auto()
     S_INNER_ROUNDED = auto()
+    FOUND = auto()
+    """What the heads of a few rows find, chunk by chunk."""
+    S_FOUND = auto()
+    """What a head finds in a chunk, in bytes: a sum of values, and two vectors."""
+    N_CHUNKS = auto()
+    """Of the longest sequence."""
     LOGITS = auto()
     S_LOGITS = auto()
     SCRATCH = auto()

@@ -1,7 +1,7 @@
 """The cache: keys and values of all sequences in one pool of blocks of 16 positions, which have no owner of their own.
 
 A sequence is a table of blocks (Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
-PagedAttention"). The pool has, for each layer and head, all blocks; a block is
+PagedAttention"). A block has, for each layer and head,
 
     keys    [d_head][16], so that 16 scores are made at once as a product of a panel is
     values  [16][d_head]
@@ -38,15 +38,15 @@ LARGEST = np.float32(127)
 ONE = np.float32(1)
 
 
-def block_bytes(cache: str, d_head: int) -> int:
-    """Of the keys or the values of a head."""
+def head_bytes(cache: str, d_head: int) -> int:
+    """Of the keys or the values of a head in a block."""
     return POSITIONS * d_head * CACHES[cache] + (SCALE_BYTES if cache == "int8" else 0)
 
 
 @inner
 def head_place(plan, layer, head):  # type: ignore[no-untyped-def]
-    """Where the blocks of a head begin, from the begin of the keys or values."""
-    return (layer * word(plan, Word.N_KV_HEADS) + head) * word(plan, Word.N_BLOCKS) * word(plan, Word.S_BLOCK)
+    """Where the keys or values of a head are in a block."""
+    return (layer * word(plan, Word.N_KV_HEADS) + head) * word(plan, Word.S_HEAD)
 
 
 @inner

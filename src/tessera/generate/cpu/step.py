@@ -4,7 +4,7 @@ A step is a list of actions, each cut into parts that threads take (`sharing.py`
 tiles of attention. Every row is computed as if it were alone.
 """
 
-from tessera.generate.cpu.attend import attend
+from tessera.generate.cpu.attend import attend, attend_chunk, join_chunks
 from tessera.generate.cpu.kernels import GROUP
 from tessera.generate.cpu.plan import (
     DOWN,
@@ -26,29 +26,34 @@ from tessera.generate.cpu.rows import add_row, gate_row, norm_row, round_blocks
 from tessera.generate.cpu.sharing import (
     ACTION,
     BUSY,
-    CONTROL_BYTES,
     DONE,
     LAYER,
-    LEFT,
+    LINE,
     PARTS,
+    PIECE,
     STOP,
-    TICKET,
+    TICKETS,
     add_shared,
     call_address,
+    first_part,
     give_way,
     load_shared,
     pause,
+    publish,
     store_shared,
-    swap_shared,
+    take,
 )
 from tessera.generate.cpu.vectors import any_word, load, load_word, multiply, splat, store, store_word
 from tessera.native.jit import compiled, inner
+from tessera.native.memory import prefetch
 
 EMBED, NORM, MIX, LAST, KEEP, ROUND, PROJECT, MIX_IN, WIDEN, NARROW, HEAD, ATTEND, READ = range(13)
 ROWS_END, PANELS_END = PROJECT, ATTEND
 MATRIX_BYTES, NORM_BYTES = 8 * len(Matrix), 8 * len(Norm)
-PARTS_A_THREAD = 4
+PARTS_A_THREAD = 16
 """Into how many parts for each thread the panels are cut: fewer are faster to take, more are easier to share."""
+ASK, ASK_AT_ONCE = 2**15, 2**10
+"""Bytes of the next weights that a thread without work asks for, and how many before it looks for work again."""
 PATIENCE = 2**14
 """How often a helper looks for work before it goes to sleep: a millisecond or so."""
 MANNERS = 2**10
@@ -172,6 +177,8 @@ def act_on_rows(plan, action, layer, part, scratch):  # type: ignore[no-untyped-
         elif action == KEEP:
             keep_row(plan, layer, index, norms, scratch)
         else:
+            if word(plan, Word.N_LOOKS) > 0:
+                join_chunks(plan, index)
             s_mixed = word(plan, Word.S_MIXED)
             group = word(plan, Word.ROUNDED) + index // GROUP * word(plan, Word.S_ROUNDED)
             x = word(plan, Word.MIXED) + index * s_mixed
@@ -202,6 +209,14 @@ def act_on_panels(plan, action, layer, part, n_parts):  # type: ignore[no-untype
 
 
 @inner
+def matrix_of(action):  # type: ignore[no-untyped-def]
+    """The first of a product's matrices."""
+    if action == PROJECT:
+        return QUERY
+    return OUTPUT if action == MIX_IN else GATE if action == WIDEN else DOWN if action == NARROW else 1
+
+
+@inner
 def n_panels_of(plan, action, layer):  # type: ignore[no-untyped-def]
     """Of the matrices of a product together; those of the feed-forward go side by side."""
     if action == PROJECT:
@@ -209,8 +224,7 @@ def n_panels_of(plan, action, layer):  # type: ignore[no-untyped-def]
         for which in range(QUERY, VALUE + 1):
             total += field(matrix_at(plan, layer, which), Matrix.N_PANELS)
         return total
-    which = OUTPUT if action == MIX_IN else GATE if action == WIDEN else DOWN if action == NARROW else 1
-    return field(matrix_at(plan, layer, which), Matrix.N_PANELS)
+    return field(matrix_at(plan, layer, matrix_of(action)), Matrix.N_PANELS)
 
 
 @inner
@@ -221,7 +235,7 @@ def read(plan, part, n_parts):  # type: ignore[no-untyped-def]
     total = 0
     for at in range(place, place + n_bytes, 256):
         total += any_word(at)
-    store_word(word(plan, Word.CONTROL) + CONTROL_BYTES + 8 * part, total)
+    store_word(word(plan, Word.CONTROL) + TICKETS + LINE * word(plan, Word.N_THREADS) + 8 * part, total)
 
 
 @compiled
@@ -233,8 +247,12 @@ def act(plan, action, layer, part, n_parts, thread):  # type: ignore[no-untyped-
     elif action < PANELS_END:
         act_on_panels(plan, action, layer, part, n_parts)
     elif action == ATTEND:
-        n_kv_heads = word(plan, Word.N_KV_HEADS)
-        attend(plan, layer, part // n_kv_heads, part % n_kv_heads, scratch)
+        n_kv_heads, n_looks = word(plan, Word.N_KV_HEADS), word(plan, Word.N_LOOKS)
+        if n_looks == 0:
+            attend(plan, layer, part // n_kv_heads, part % n_kv_heads, scratch)
+        else:
+            place, chunk = part // n_looks, part % n_looks
+            attend_chunk(plan, layer, place // n_kv_heads, place % n_kv_heads, chunk, scratch)
     else:
         read(plan, part, n_parts)
     return 0
@@ -247,37 +265,69 @@ def act_by_address(plan, action, layer, part, n_parts, thread):  # type: ignore[
 
 
 @inner
-def take(control):  # type: ignore[no-untyped-def]
-    """How many parts were left, of which one is ours now: 0 if none was."""
-    while True:
-        ticket = load_shared(control + TICKET)
-        left = ticket & LEFT
-        if left == 0 or swap_shared(control + TICKET, ticket, ticket - 1) != 0:
-            return left
+def place_ahead(plan, action, layer, thread):  # type: ignore[no-untyped-def]
+    """Where the weights begin that a thread reads once the action is done: its share of the next product."""
+    n_layers = word(plan, Word.N_LAYERS)
+    if action in (NARROW, NORM):
+        action, layer = PROJECT if layer + 1 < n_layers else HEAD, layer + 1
+    elif action in (MIX_IN, MIX):
+        action = WIDEN
+    elif action == WIDEN:
+        action = NARROW
+    elif action in (PROJECT, KEEP, ATTEND, ROUND):
+        action = MIX_IN
+    else:
+        return 0
+    twos = n_panels_of(plan, action, layer) // 2
+    n_threads = word(plan, Word.N_THREADS)
+    n_parts = min(twos, PARTS_A_THREAD * n_threads)
+    panel = 2 * (twos * first_part(thread, n_threads, n_parts) // n_parts)
+    matrix = matrix_at(plan, layer, matrix_of(action))
+    while action == PROJECT and panel >= field(matrix, Matrix.N_PANELS):
+        panel -= field(matrix, Matrix.N_PANELS)
+        matrix += MATRIX_BYTES
+    return field(matrix, Matrix.WEIGHTS) + panel * field(matrix, Matrix.S_PANEL)
+
+
+@inner
+def work(plan, thread):  # type: ignore[no-untyped-def]
+    """Take parts as long as there are any; where one was taken, the place of the weights to ask for next, else 0."""
+    control, n_threads, done = word(plan, Word.CONTROL), word(plan, Word.N_THREADS), 0
+    part = take(control, thread, n_threads)
+    action = layer = 0
+    while part >= 0:
+        action, layer = load_word(control + ACTION), load_word(control + LAYER)
+        act_by_address(plan, action, layer, part, load_word(control + PARTS), thread)
+        add_shared(control + DONE, 1)
+        done += 1
+        part = take(control, thread, n_threads)
+    return place_ahead(plan, action, layer, thread) if done else 0
+
+
+@inner
+def idle(place, asked):  # type: ignore[no-untyped-def]
+    """A moment without work: ask for some more of what will be read next. Returns how much has been asked for."""
+    if place == 0 or asked >= ASK:
+        pause()
+        return asked
+    for line in range(0, ASK_AT_ONCE, 64):
+        prefetch(place + asked + line)
+    return asked + ASK_AT_ONCE
 
 
 @inner
 def share(plan, action, layer, n_parts):  # type: ignore[no-untyped-def]
     """All parts of an action, with whoever helps; returns when all are done."""
-    if n_parts == 1 or word(plan, Word.N_THREADS) == 1:
+    n_threads = word(plan, Word.N_THREADS)
+    if n_parts == 1 or n_threads == 1:
         for part in range(n_parts):
             act_by_address(plan, action, layer, part, n_parts, 0)
         return
     control = word(plan, Word.CONTROL)
-    store_word(control + ACTION, action)
-    store_word(control + LAYER, layer)
-    store_word(control + PARTS, n_parts)
-    store_shared(control + DONE, 0)
-    piece = (load_shared(control + TICKET) >> 32) + 1
-    store_shared(control + TICKET, piece << 32 | n_parts)
-    left = take(control)
-    while left > 0:
-        act_by_address(plan, action, layer, n_parts - left, n_parts, 0)
-        add_shared(control + DONE, 1)
-        left = take(control)
-    looked = 0
+    publish(control, n_threads, action, layer, n_parts)
+    place, asked, looked = work(plan, 0), 0, 0
     while load_shared(control + DONE) < n_parts:
-        pause()
+        asked = idle(place, asked)
         looked += 1
         if looked % MANNERS == 0:
             give_way()
@@ -294,18 +344,18 @@ def begin(control):  # type: ignore[no-untyped-def]
     store_shared(control + BUSY, 1)
 
 
-@compiled
+@inner
 def step(plan):  # type: ignore[no-untyped-def]
     """The logits of the wanted rows, and the keys and values of all."""
     begin(word(plan, Word.CONTROL))
     n_rows, n_layers = word(plan, Word.N_ROWS), word(plan, Word.N_LAYERS)
-    groups = (n_rows + GROUP - 1) // GROUP
+    groups, n_looks = (n_rows + GROUP - 1) // GROUP, max(1, word(plan, Word.N_LOOKS))
     share(plan, EMBED, 0, groups)
     for layer in range(n_layers):
         share(plan, NORM, layer, groups)
         share_panels(plan, PROJECT, layer)
         share(plan, KEEP, layer, groups)
-        share(plan, ATTEND, layer, word(plan, Word.N_TILES) * word(plan, Word.N_KV_HEADS))
+        share(plan, ATTEND, layer, word(plan, Word.N_TILES) * word(plan, Word.N_KV_HEADS) * n_looks)
         share(plan, ROUND, layer, groups)
         share_panels(plan, MIX_IN, layer)
         share(plan, MIX, layer, groups)
@@ -330,18 +380,13 @@ def stream(plan, n_parts):  # type: ignore[no-untyped-def]
 @compiled
 def help_along(plan, thread):  # type: ignore[no-untyped-def]
     """Take parts until there has been nothing to do for a while, or until told to stop."""
-    control, looked = word(plan, Word.CONTROL), 0
+    control, looked, seen, place, asked = word(plan, Word.CONTROL), 0, -1, 0, 0
     while looked < PATIENCE and load_shared(control + STOP) == 0:
-        left = take(control)
-        if left > 0:
-            n_parts = load_word(control + PARTS)
-            act_by_address(
-                plan, load_word(control + ACTION), load_word(control + LAYER), n_parts - left, n_parts, thread
-            )
-            add_shared(control + DONE, 1)
-            looked = 0
+        piece = load_shared(control + PIECE)
+        if piece != seen:
+            seen, asked, looked, place = piece, 0, 0, work(plan, thread)
             continue
-        pause()
+        asked = idle(place, asked)
         looked += 1
         if load_shared(control + BUSY) != 0:
             if looked % MANNERS == 0:

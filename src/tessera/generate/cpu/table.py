@@ -5,22 +5,18 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
-from torch import Tensor
 
-from tessera.generate.cpu.attend import MOST
+from tessera.generate.cpu.angles import cosines_and_sines
+from tessera.generate.cpu.asked import ROWS
+from tessera.generate.cpu.attend import CHUNK, MOST
 from tessera.generate.cpu.kernels import GROUP, GROUP_BLOCK, MULTIPLY
-from tessera.generate.cpu.memory import memory_by_need
+from tessera.generate.cpu.memory import large_memory, memory_by_need
 from tessera.generate.cpu.panels import BLOCK, UNPACK
 from tessera.generate.cpu.plan import Matrix, Norm, Row, Tile, Word
-from tessera.generate.cpu.pool import CACHES, POSITIONS, block_bytes
+from tessera.generate.cpu.pool import CACHES, head_bytes
 from tessera.generate.cpu.step import act
 from tessera.generate.cpu.weights import Weights, matrix_names
-from tessera.model.decoder import Decoder
-from tessera.model.position import RotaryPosition
-from tessera.ops.rotate import rotate_pairs
-
-ROWS = 256
-"""Rows that one native call takes; a step of more is several calls."""
+from tessera.model.plain import PlainDecoder
 
 
 class Table:
@@ -28,9 +24,8 @@ class Table:
 
     def __init__(
         self,
-        model: Decoder,
+        model: PlainDecoder,
         weights: Weights,
-        position: RotaryPosition,
         *,
         n_blocks: int,
         context: int,
@@ -41,9 +36,9 @@ class Table:
         self.arrays: dict[Word, np.ndarray] = {}
         self.weights = weights
         self._set_shape(model, context, n_threads)
-        self._set_weights(model, position, context)
+        self._set_weights(model, context)
         self._set_cache(cache, n_blocks)
-        self._set_rows(-(-context // POSITIONS))
+        self._set_rows()
 
     @property
     def address(self) -> int:
@@ -61,25 +56,24 @@ class Table:
     def _set_float(self, place: Word, value: float) -> None:
         self.words.view(np.float32)[2 * place] = value
 
-    def _set_shape(self, model: Decoder, context: int, n_threads: int) -> None:
-        block: Any = model.blocks[0]
-        attention, norm = block.attention, model.final_norm
+    def _set_shape(self, model: PlainDecoder, context: int, n_threads: int) -> None:
+        settings, attention = model.settings, model.attention
         self.set(
-            N_LAYERS=len(model.blocks),
-            D_MODEL=model.embedding.weight.shape[1],
+            N_LAYERS=settings.n_layers,
+            D_MODEL=settings.d_model,
             N_HEADS=attention.n_heads,
-            N_KV_HEADS=attention.n_kv_heads,
+            N_KV_HEADS=attention.n_keys,
             D_HEAD=attention.d_head,
-            N_POSITIONS=-(-context // 32) * 32,
+            N_CHUNKS=-(-context // CHUNK),
             N_THREADS=n_threads,
             ACT=address_of(act, 6),
         )
-        self._set_float(Word.EPS, norm.eps)  # type: ignore[arg-type]
-        self._set_float(Word.QK_EPS, getattr(attention.query_norm, "eps", 1.0))
+        self._set_float(Word.EPS, model.norm.eps)
+        self._set_float(Word.QK_EPS, attention.qk_eps)
         self._set_float(Word.SCALE, attention.scale or attention.d_head**-0.5)
-        self._set_float(Word.EMBEDDING_SCALE, model.embedding_scale)
+        self._set_float(Word.EMBEDDING_SCALE, settings.embedding_scale)
 
-    def _set_weights(self, model: Decoder, position: RotaryPosition, context: int) -> None:
+    def _set_weights(self, model: PlainDecoder, context: int) -> None:
         weights, names = self.weights, matrix_names(model)
         self.head = names[-1]
         names = names if self.head == "head.weight" else [*names, self.head]
@@ -96,11 +90,11 @@ class Table:
             row[Matrix.S_SCALES], row[Matrix.S_PANEL] = storage.scales_bytes(n_blocks), storage.panel_bytes(n_blocks)
             row[Matrix.TAKES_BYTES] = storage.takes_bytes
             row[Matrix.BIAS] = 0 if bias is None else bias.ctypes.data
-        self._set_norms(len(model.blocks))
-        turns = [table[:context].float().contiguous().numpy().copy() for table in (position.cos, position.sin)]
-        self.hold(Word.COS, turns[0])
-        self.hold(Word.SIN, turns[1])
-        self.set(N_PAIRS=turns[0].shape[1], INTERLEAVED=int(position._turn is rotate_pairs))
+        self._set_norms(model.settings.n_layers)
+        cos, sin = cosines_and_sines(model, context)
+        self.hold(Word.COS, cos)
+        self.hold(Word.SIN, sin)
+        self.set(N_PAIRS=model.n_pairs, INTERLEAVED=int(model.position.layout == "interleaved"))
         self.set(STREAM=weights.memory.ctypes.data, N_STREAM=len(weights.memory))
 
     def _set_norms(self, n_layers: int) -> None:
@@ -118,13 +112,13 @@ class Table:
 
     def _set_cache(self, cache: str, n_blocks: int) -> None:
         n_heads = int(self.words[Word.N_LAYERS] * self.words[Word.N_KV_HEADS])
-        size = block_bytes(cache, int(self.words[Word.D_HEAD]))
+        size = head_bytes(cache, int(self.words[Word.D_HEAD]))
         for place in (Word.KEYS, Word.VALUES):
-            self.hold(place, memory_by_need(n_heads * n_blocks * size))
-        self.set(N_BLOCKS=n_blocks, S_BLOCK=size, NUMBER_BYTES=CACHES[cache])
+            self.hold(place, large_memory(n_blocks * n_heads * size))
+        self.set(N_BLOCKS=n_blocks, S_BLOCK=n_heads * size, S_HEAD=size, NUMBER_BYTES=CACHES[cache])
 
-    def _set_rows(self, n_blocks_most: int) -> None:
-        """The arrays of a step, of whose sequences none has more than so many blocks."""
+    def _set_rows(self) -> None:
+        """The arrays of a step."""
         n_heads, d_head = int(self.words[Word.N_HEADS]), int(self.words[Word.D_HEAD])
         n_blocks = {name: each.n_blocks for name, each in self.weights.matrices.items()}
         panels = [self.weights.matrices[f"blocks.0.attention.{name}.weight"].n_panels for name in ("query", "key")]
@@ -144,12 +138,12 @@ class Table:
         rounded = max(width, mixed) // BLOCK * GROUP_BLOCK
         self.hold(Word.ROUNDED, _aligned((ROWS // GROUP, rounded), np.uint8))
         self.hold(Word.INNER_ROUNDED, _aligned((ROWS // GROUP, inner // BLOCK * GROUP_BLOCK), np.uint8))
-        scratch = 4 * MOST * (2 * d_head + int(self.words[Word.N_POSITIONS]))
-        self.hold(Word.SCRATCH, _aligned((int(self.words[Word.N_THREADS]), -(-scratch // 64) * 64), np.uint8))
+        found = 4 * d_head + 128
+        scratch = MOST * (2 * found + 4 * d_head + 4 * CHUNK)
+        self.hold(Word.SCRATCH, _aligned((int(self.words[Word.N_THREADS]), scratch), np.uint8))
+        self.hold(Word.FOUND, memory_by_need(GROUP * n_heads * int(self.words[Word.N_CHUNKS]) * found))
         for place, words in ((Word.ROWS, len(Row)), (Word.TILES, len(Tile)), (Word.WANTED, 1)):
             self.hold(place, np.zeros((ROWS, words), np.int64))
-        self.tables = np.zeros((ROWS, n_blocks_most), np.int64)
-        """The blocks of the sequences of a step."""
         self.set(
             KEY_AT=64 * panels[0],
             VALUE_AT=64 * (panels[0] + panels[1]),
@@ -160,7 +154,8 @@ class Table:
             S_ROUNDED=rounded,
             S_INNER_ROUNDED=inner // BLOCK * GROUP_BLOCK,
             S_LOGITS=64 * self.weights.matrices[self.head].n_panels,
-            S_SCRATCH=-(-scratch // 64) * 64,
+            S_SCRATCH=scratch,
+            S_FOUND=found,
         )
 
 
@@ -181,8 +176,8 @@ def _aligned(shape: tuple[int, int], kind: Any) -> np.ndarray:
     return memory[begin : begin + n_bytes].view(kind).reshape(shape)
 
 
-def _filled(vector: Tensor) -> np.ndarray:
+def _filled(vector: np.ndarray) -> np.ndarray:
     """Filled up with zeros to whole blocks."""
     made = _aligned((1, -(-len(vector) // BLOCK) * BLOCK), np.float32)[0]
-    made[: len(vector)] = vector.float().numpy()
+    made[: len(vector)] = vector
     return made

@@ -1,7 +1,7 @@
 """The matrices of a model, packed: as they are in a GGUF file where that has blocks, else made from floats.
 
-Of a source only `settings`, `n_vocab`, `read`, `path` and `blocks` are needed (those of `formats.ModelSource`), so that
-this floor does not know of files.
+Of a source only `settings`, `n_vocab`, `array`, `path` and `blocks` are needed (those of `formats.ModelSource`), so
+that this floor does not know of files.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tessera.errors import SettingError
 from tessera.generate.cpu.blocks import encode
 from tessera.generate.cpu.memory import keep_packed, large_memory, place_of, read_packed
 from tessera.generate.cpu.panels import BLOCK, STORAGES, Storage, n_panels, pack_into
-from tessera.model.decoder import Decoder
+from tessera.model.plain import PlainDecoder
 from tessera.model.settings import DecoderSettings
 
 MAPS = (
@@ -46,10 +44,10 @@ class Source(Protocol):
     path: Path
 
     @property
-    def read(self) -> Callable[[str, torch.dtype], Tensor]: ...
+    def array(self) -> Callable[[str], np.ndarray]: ...
 
     @property
-    def blocks(self) -> Callable[[str], tuple[str, Callable[[], Tensor]] | None] | None: ...
+    def blocks(self) -> Callable[[str], tuple[str, Callable[[], np.ndarray]] | None] | None: ...
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,13 @@ class Weights:
 
     memory: np.ndarray
     matrices: dict[str, Packed]
-    vectors: dict[str, Tensor]
+    vectors: dict[str, np.ndarray]
 
 
-def matrix_names(model: Decoder) -> list[str]:
+def matrix_names(model: PlainDecoder) -> list[str]:
     """All matrices of a decoder; a tied head is the embedding."""
-    names = [f"blocks.{layer}.{each}.weight" for layer in range(len(model.blocks)) for each in MAPS]
-    return [*names, "embedding.weight"] + ([] if model.head is None else ["head.weight"])
+    names = [f"blocks.{layer}.{each}.weight" for layer in range(model.settings.n_layers) for each in MAPS]
+    return [*names, "embedding.weight"] + ([] if model.settings.tied else ["head.weight"])
 
 
 def check_storage(storage: str | None) -> None:
@@ -86,21 +84,8 @@ def check_storage(storage: str | None) -> None:
         raise SettingError("storage", storage, f"one of {', '.join(STORAGES)}, or none for that of the file")
 
 
-def of_decoder(model: Decoder, storage: str | None) -> Weights:
-    """The weights of a decoder that is there: as bf16 or fp32, whichever they are, unless said."""
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    names = matrix_names(model)
-    wanted = storage or ("bf16" if tensors[names[0]].dtype == torch.bfloat16 else "fp32")
-    storages = {name: _storage_for(name, wanted) for name in names}
-    layout = _layout(model, storages)
-    memory = large_memory(_size(layout))
-    for name in names:
-        _put(memory, layout[name], encode(storages[name], tensors[name].float(), name))
-    return Weights(memory, layout, {name: tensors[name].float() for name in _small(model, layout)})
-
-
-def of_source(model: Decoder, source: Source, storage: str | None, say: Say) -> Weights:
-    """The weights of files; `model` is their decoder without memory. What was packed before is read again."""
+def of_source(model: PlainDecoder, source: Source, storage: str | None, say: Say) -> Weights:
+    """The weights of files; What was packed before is read again."""
     names = matrix_names(model)
     storages = {name: _storage_for(name, storage) if storage else _own_storage(source, name) for name in names}
     layout = _layout(model, storages)
@@ -117,12 +102,12 @@ def of_source(model: Decoder, source: Source, storage: str | None, say: Say) -> 
             _put(memory, layout[name], rows)
         if place is not None:
             keep_packed(place, description, memory)
-    return Weights(memory, layout, {name: source.read(name, torch.float32) for name in _small(model, layout)})
+    return Weights(memory, layout, {name: source.array(name) for name in _small(model, layout)})
 
 
-def _small(model: Decoder, layout: dict[str, Packed]) -> list[str]:
+def _small(model: PlainDecoder, layout: dict[str, Packed]) -> list[str]:
     """The names of norms and biases, without those of layers that generation ignores."""
-    return [name for name in model.state_dict() if name not in layout and not name.startswith("future.")]
+    return [name for name in model.shapes() if name not in layout and not name.startswith("future.")]
 
 
 def _storage_for(name: str, storage: str) -> str:
@@ -137,10 +122,10 @@ def _own_storage(source: Source, name: str) -> str:
     return kind if kind in STORAGES else NEAREST.get(kind, "q8_0")
 
 
-def _layout(model: Decoder, storages: dict[str, str]) -> dict[str, Packed]:
-    tensors, start, layout = model.state_dict(), 0, {}
+def _layout(model: PlainDecoder, storages: dict[str, str]) -> dict[str, Packed]:
+    shapes, start, layout = model.shapes(), 0, {}
     for name, wanted in storages.items():
-        n_rows, width = tensors[name].shape
+        n_rows, width = shapes[name]
         layout[name] = Packed(STORAGES[wanted], start, n_panels(n_rows), -(-width // BLOCK))
         start += layout[name].n_bytes
     return layout
@@ -155,9 +140,9 @@ def _rows(source: Source, storages: dict[str, str]) -> Iterator[tuple[str, np.nd
     for name, wanted in storages.items():
         found = None if source.blocks is None else source.blocks(name)
         if found is not None and found[0] == wanted:
-            yield name, found[1]().numpy()
+            yield name, found[1]()
         else:
-            yield name, encode(wanted, source.read(name, torch.float32), name)
+            yield name, encode(wanted, source.array(name), name)
 
 
 def _put(memory: np.ndarray, packed: Packed, rows: np.ndarray) -> None:

@@ -4,6 +4,9 @@ A byte that is a printable character of Latin-1 is that character; the others, i
 space is written U+0120 (Radford et al. 2019, in the code that came with the paper).
 """
 
+from collections.abc import Sequence
+from itertools import accumulate, chain, pairwise
+
 from tessera.errors import FormatError
 
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -24,6 +27,16 @@ def to_characters(token: bytes) -> str:
     'Ġthe'
     """
     return token.decode("latin-1").translate(_TO_CHARACTERS)
+
+
+def all_to_bytes(written: Sequence[str], source: str) -> list[bytes]:
+    """`to_bytes` of each, together: a vocabulary has hundreds of thousands."""
+    try:
+        joined = "".join(written).translate(_TO_BYTES).encode("latin-1")
+    except UnicodeEncodeError:
+        return [to_bytes(token, source) for token in written]
+    ends = accumulate(map(len, written))  # a character is a byte
+    return [joined[begin:end] for begin, end in pairwise(chain((0,), ends))]
 
 
 def to_bytes(written: str, source: str) -> bytes:

@@ -11,9 +11,9 @@ from typing import Any
 
 from tessera.errors import FormatError, InputError, SettingError
 from tessera.tokenizers.formats.added import added_tokens
-from tessera.tokenizers.formats.byte_level import to_bytes, to_characters
+from tessera.tokenizers.formats.byte_level import all_to_bytes, to_characters
 from tessera.tokenizers.formats.expressions import pattern_name
-from tessera.tokenizers.formats.merges import read_merges, simplest_rule, write_merges
+from tessera.tokenizers.formats.merges import are_recovered, read_merges, simplest_rule, write_merges
 from tessera.tokenizers.formats.source import Source, member
 from tessera.tokenizers.regex_bpe import RegexBpe
 from tessera.tokenizers.specials import END, MAX_ID, Specials
@@ -59,8 +59,14 @@ def make_bpe(
     An entry that is a special token is not an ordinary one as well: ordinary text is cut at it before anything is
     merged, so neither it nor a merge that needs it would be met.
     """
-    ranks = {to_bytes(token, source): id for token, id in vocabulary.items() if token not in specials}
+    own = {token: id for token, id in vocabulary.items() if token not in specials} if specials else vocabulary
+    ranks = dict(zip(all_to_bytes(list(own), source), own.values(), strict=True))
     settings["drops_bytes"] = all(bytes([byte]) in ranks for byte in _NEEDED)
+    if are_recovered(ranks, merges):
+        try:
+            return RegexBpe(ranks=ranks, specials=specials, **settings)
+        except (InputError, SettingError) as error:
+            raise FormatError(source, str(error)) from None
     ordinary = set(ranks.values())
     joined = {id: token for token, id in ranks.items()}
     kept = [

@@ -8,7 +8,10 @@ it, and it is only ever found as a whole piece.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from operator import itemgetter
+from itertools import chain
+from operator import add, itemgetter
+
+import numpy as np
 
 from tessera.errors import FormatError
 from tessera.tokenizers.bpe import Pair
@@ -16,6 +19,7 @@ from tessera.tokenizers.encode import merge_lowest
 from tessera.tokenizers.formats.byte_level import to_characters
 
 Rule = tuple[Sequence[Pair] | None, bool]  # RegexBpe's `merges` and `whole_pieces`
+_BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def recover_merges(ranks: Mapping[bytes, int], likely: Iterable[Pair] = ()) -> tuple[list[Pair], list[int]]:
@@ -101,6 +105,8 @@ class _Trial:
 
 def simplest_rule(ranks: Mapping[bytes, int], merges: Sequence[Pair] | None, whole_pieces: bool) -> Rule:
     """The same rule without merges, where the ranks alone say the same; else as it was."""
+    if merges is not None and are_recovered(ranks, merges):
+        return None, True
     found, alone = recover_merges(ranks, merges or ())
     if merges is not None:
         # By ranks, a token would also be built up of a byte that the vocabulary lacks.
@@ -108,6 +114,78 @@ def simplest_rule(ranks: Mapping[bytes, int], merges: Sequence[Pair] | None, who
         if found != list(merges) or not all(map(there.issuperset, ranks)):
             return merges, whole_pieces
     return None, whole_pieces or not alone
+
+
+def are_recovered(ranks: Mapping[bytes, int], merges: Sequence[Pair]) -> bool:
+    """Whether `recover_merges` certainly gives these merges, and no token beside them; False where that is not known.
+
+    It is what `_Trial` does, for all tokens at once. Whether two tokens are one together is looked up by a hash of
+    their bytes (a polynomial modulo 2^64, so that of the joint bytes follows from those of the parts). A hash that two
+    texts share by chance makes this uncertain, and nothing else.
+
+    >>> are_recovered({b"a": 0, b"b": 1, b"ab": 2, b"aba": 3}, [(0, 1), (2, 0)])
+    True
+    """
+    tokens = sorted(ranks, key=ranks.__getitem__)
+    n_bytes = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    n_alone = int(np.count_nonzero(n_bytes == 1))
+    if not merges or len(merges) != len(tokens) - n_alone or (n_bytes[:n_alone] != 1).any():
+        return False
+    ids = np.fromiter(map(ranks.__getitem__, tokens), np.int64, len(tokens))
+    listed = np.fromiter(chain.from_iterable(merges), np.int64, 2 * len(merges)).reshape(-1, 2)
+    pairs = np.minimum(np.searchsorted(ids, listed), len(ids) - 1)
+    # The merges are those of the tokens in their order, each of two that come before it, and of their bytes.
+    if (ids[pairs] != listed).any() or (pairs >= np.arange(n_alone, len(tokens))[:, None]).any():
+        return False
+    parts = (map(tokens.__getitem__, side) for side in pairs.T.tolist())
+    if list(map(add, *parts)) != tokens[n_alone:]:
+        return False
+    hashes, powers = _hashes(pairs, n_bytes, n_alone, tokens)
+    order = np.argsort(hashes, kind="stable")
+    return not _another_comes_first(pairs, n_alone, hashes, powers, hashes[order], order)
+
+
+def _hashes(
+    pairs: np.ndarray, n_bytes: np.ndarray, n_alone: int, tokens: Sequence[bytes]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A hash of each token's bytes, and what one that stands before it is multiplied by."""
+    hashes = np.zeros(len(tokens), np.uint64)
+    hashes[:n_alone] = [token[0] + 1 for token in tokens[:n_alone]]
+    powers = np.full(int(n_bytes.max()) + 1, _BASE)
+    powers[0] = 1
+    powers = np.cumprod(powers)[n_bytes]
+    for longest in np.flatnonzero(np.bincount(n_bytes))[1:]:  # parts are shorter than what they make
+        now = np.flatnonzero(n_bytes[n_alone:] == longest)
+        left, right = pairs[now].T
+        hashes[n_alone + now] = hashes[left] * powers[right] + hashes[right]
+    return hashes, powers
+
+
+def _another_comes_first(
+    pairs: np.ndarray,
+    n_alone: int,
+    hashes: np.ndarray,
+    powers: np.ndarray,
+    sorted_hashes: np.ndarray,
+    order: np.ndarray,
+) -> bool:
+    """Whether, while the bytes of some token are joined, two that meet between its parts may be a token before them."""
+    left, right = pairs.T.copy()
+    while len(left):
+        from_left = left > right
+        taken = np.where(from_left, left, right)
+        going = taken >= n_alone  # until both are bytes
+        left, right, from_left, taken = left[going], right[going], from_left[going], taken[going]
+        parts = pairs[taken - n_alone]
+        left = np.where(from_left, parts[:, 1], left)
+        right = np.where(from_left, right, parts[:, 0])
+        # Of two equal merges the one further left is done first.
+        limit = np.where(from_left, taken, taken + 1)
+        joint = hashes[left] * powers[right] + hashes[right]
+        place = np.minimum(np.searchsorted(sorted_hashes, joint), len(order) - 1)
+        if ((sorted_hashes[place] == joint) & (order[place] < limit)).any():
+            return True
+    return False
 
 
 def listed_merges(ranks: Mapping[bytes, int], merges: Sequence[Pair] | None) -> list[Pair]:
@@ -118,15 +196,17 @@ def listed_merges(ranks: Mapping[bytes, int], merges: Sequence[Pair] | None) -> 
 def read_merges(written: Iterable[tuple[str, str]], vocabulary: Mapping[str, int], source: str) -> list[Pair]:
     """Pairs of tokens as pairs of ids. Of a pair that is listed twice the later place counts, as in Hugging Face's
     library."""
-    merges: dict[Pair, None] = {}
+    firsts, seconds = zip(*written, strict=True) if (written := list(written)) else ((), ())
+    joined = map(add, firsts, seconds)
+    if vocabulary.keys() >= {*firsts, *seconds, *joined}:
+        ids = (map(vocabulary.__getitem__, side) for side in (firsts, seconds))
+        pairs = list(zip(*ids, strict=True))
+        return pairs if len(set(pairs)) == len(pairs) else list(dict.fromkeys(reversed(pairs)))[::-1]
     for place, (first, second) in enumerate(written, start=1):
         if first not in vocabulary or second not in vocabulary or first + second not in vocabulary:
             token = next(token for token in (first, second, first + second) if token not in vocabulary)
             raise FormatError(source, f"merge {place} ({first} {second}) needs {token!r}, which is no token")
-        pair = vocabulary[first], vocabulary[second]
-        merges.pop(pair, None)
-        merges[pair] = None
-    return list(merges)
+    raise AssertionError("unreachable")
 
 
 def write_merges(ranks: Mapping[bytes, int], merges: Sequence[Pair] | None) -> list[str]:

@@ -3,13 +3,10 @@
 import json
 import reprlib
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,21 +24,17 @@ class _MissingError(InputError):
 
 def read_source(source: str | Path, *, max_bytes: int = MAX_BYTES, timeout: float = TIMEOUT) -> bytes:
     """The content of a file or of an http(s) URL; more than `max_bytes` or `timeout` seconds is an `InputError`."""
+    if is_url(source):
+        return _fetch(str(source), max_bytes, timeout)
+    path = Path(source)
     try:
-        if is_url(source):
-            return _fetch(str(source), max_bytes, timeout)
-        path = Path(source)
         if path.stat().st_size > max_bytes:
             raise InputError(f"{source}: larger than {max_bytes} bytes, which no vocabulary is")
         return path.read_bytes()
-    except urllib.error.HTTPError as error:
-        kind = _MissingError if error.code in MISSING else InputError
-        raise kind(f"{source}: the server answers {error.code} {error.reason}") from None
     except FileNotFoundError:
         raise _MissingError(f"{source}: no such file") from None
-    except (OSError, HTTPException, ValueError) as error:  # URLError and TimeoutError are OSErrors
-        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise InputError(f"{source}: cannot be read ({reason})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def is_url(source: str | Path) -> bool:
@@ -50,6 +43,23 @@ def is_url(source: str | Path) -> bool:
 
 
 def _fetch(url: str, max_bytes: int, timeout: float) -> bytes:
+    # Here, as the network's libraries take long to load and few vocabularies come from there.
+    import urllib.error
+    from http.client import HTTPException
+
+    try:
+        return _downloaded(url, max_bytes, timeout)
+    except urllib.error.HTTPError as error:
+        kind = _MissingError if error.code in MISSING else InputError
+        raise kind(f"{url}: the server answers {error.code} {error.reason}") from None
+    except (OSError, HTTPException, ValueError) as error:  # URLError and TimeoutError are OSErrors
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+        raise InputError(f"{url}: cannot be read ({reason})") from None
+
+
+def _downloaded(url: str, max_bytes: int, timeout: float) -> bytes:
+    import urllib.request
+
     deadline = time.monotonic() + timeout
     content = bytearray()
     with urllib.request.urlopen(url, timeout=timeout) as response:
