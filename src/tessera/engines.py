@@ -159,9 +159,8 @@ def numpy_decoder(source: ModelSource) -> "NumpyDecoder":
     """The model of `source` in NumPy; a `SettingError` names a piece that NumPy has not."""
     from tessera.scratch.decoder import Decoder as NumpyDecoder
 
-    settings = source.settings
-    shape = {name: getattr(settings, name) for name in DecoderSettings.model_fields if name != "init"}
-    model = NumpyDecoder(n_vocab=source.n_vocab, **shape)
+    # Its own initialisation may be one that NumPy has not, and is not needed.
+    model = NumpyDecoder.from_settings(source.settings, n_vocab=source.n_vocab, init="normal")
     model.load({name: source.array(name) for name in source.names})
     return model
 

@@ -327,8 +327,7 @@ def _is_numpy(model: Any) -> bool:
 def _numpy_decoder(settings: DecoderSettings, n_vocab: int, seed: int) -> "NumpyDecoder":
     from tessera.scratch.decoder import Decoder as NumpyDecoder
 
-    shape = {name: getattr(settings, name) for name in DecoderSettings.model_fields}
-    return NumpyDecoder(n_vocab=n_vocab, seed=seed, **shape)
+    return NumpyDecoder.from_settings(settings, n_vocab=n_vocab, seed=seed)
 
 
 def _tensors(model: Any) -> Mapping[str, Any]:

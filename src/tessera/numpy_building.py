@@ -71,7 +71,7 @@ def smallest(settings: DecoderSettings) -> Decoder:
     """The model with one token and as few layers as have all its pieces."""
     n_layers = max(len(settings.pattern(slot)) for slot in ("attention", "position", "feed_forward"))
     tried = settings.model_copy(update={"n_layers": min(settings.n_layers, n_layers)})
-    return _decoder(tried, n_vocab=1, seed=0)
+    return Decoder.from_settings(tried, n_vocab=1, seed=0)
 
 
 def check_objective(spec: Spec) -> Spec:
@@ -143,7 +143,7 @@ def facts() -> dict[str, Any]:
 
 def build_model(recipe: Recipe, n_vocab: int, *, beside: Path | None = None) -> Decoder:
     """The recipe's model: its base, which may lie `beside` a run, or fresh weights, drawn from the recipe's seed."""
-    model = _decoder(recipe.model, n_vocab=recipe.n_vocab or n_vocab, seed=recipe.seed)
+    model = Decoder.from_settings(recipe.model, n_vocab=recipe.n_vocab or n_vocab, seed=recipe.seed)
     if recipe.base is not None:
         base = Path(recipe.base)
         if beside is not None and not base.exists() and (beside / base.name).exists():
@@ -194,11 +194,6 @@ def open_source(path: str | Path) -> RunSource:
 def weights_of(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The model's part of a checkpoint, by the model's own names."""
     return {name.removeprefix("model."): array for name, array in tensors.items() if name.startswith("model.")}
-
-
-def _decoder(settings: DecoderSettings, *, n_vocab: int, seed: int) -> Decoder:
-    shape = {name: getattr(settings, name) for name in DecoderSettings.model_fields}
-    return Decoder(n_vocab=n_vocab, seed=seed, **shape)
 
 
 def _no_settings() -> None:

@@ -315,8 +315,7 @@ def _listed(texts: str | Sequence[str]) -> list[str]:
 
 def _decoder(settings: Mapping[str, Any], n_vocab: int, *, seed: int) -> Decoder:
     shape = check(DecoderSettings, settings["model"], path="model", slots=SLOTS)
-    pieces = {name: getattr(shape, name) for name in DecoderSettings.model_fields}
-    return Decoder(n_vocab=n_vocab, seed=seed, dtype=np.dtype(settings["dtype"]), **pieces)
+    return Decoder.from_settings(shape, n_vocab=n_vocab, seed=seed, dtype=np.dtype(settings["dtype"]))
 
 
 def _kept(decoder: Decoder) -> dict[str, Numbers]:

@@ -172,14 +172,14 @@ def test_what_is_an_override_and_what_is_a_source(tmp_path: Path, monkeypatch: p
 
 
 def test_generate(tessera: Any, run: Path) -> None:
-    arguments = ("generate", run, "-p", "the ", "--max-tokens", 12, "--seed", 3)
+    arguments = ("generate", run, "-p", "the ", "--max-tokens", 12, "--seed", 1)
     done = tessera(*arguments)
     assert done.code == 0
     assert done.out.startswith("the ")
     assert tessera(*arguments).out == done.out
     said = json.loads(tessera(*arguments, "--json", "-n", 2).out)
     assert said["prompt"] == "the "
-    assert [0 < answer["tokens"] <= 12 for answer in said["completions"]] == [True, True]
+    assert [answer["tokens"] for answer in said["completions"]] == [12, 12]
     assert done.out == f"the {said['completions'][0]['text']}\n"
     assert "1 of 2" in tessera(*arguments, "-n", 2).out
     stopped = json.loads(tessera(*arguments, "--json", "--stop", said["completions"][0]["text"][3]).out)

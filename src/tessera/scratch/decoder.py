@@ -109,6 +109,11 @@ class Decoder:
         self._saved: Any = None
         make.piece("init", init)(self.parameters, np.random.default_rng(seed))
 
+    @classmethod
+    def from_settings(cls, settings: Any, *, n_vocab: int, **own: Any) -> "Decoder":
+        """The model of `DecoderSettings`; `own` is what they do not say (seed, dtype), or what is to be another."""
+        return cls(n_vocab=n_vocab, **(dict(settings) | own))
+
     def _named(self) -> dict[str, Parameter]:
         parameters = within("embedding", self.embedding.parameters)
         for i, position in enumerate(self.positions):

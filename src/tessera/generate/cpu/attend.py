@@ -56,16 +56,6 @@ def copy(source, to, n_bytes):  # type: ignore[no-untyped-def]
         store(to + place, load(source + place))
 
 
-@inner
-def ask_blocks(plan, place, table, n_blocks):  # type: ignore[no-untyped-def]
-    """Ask for what is read soon of some blocks: the processor does not see it coming."""
-    n_bytes = POSITIONS * word(plan, Word.NUMBER_BYTES) * word(plan, Word.D_HEAD)
-    for block in range(n_blocks):
-        here = place + word(plan, Word.S_BLOCK) * load_word(table + 8 * block)
-        for line in range(0, n_bytes, 64):
-            prefetch(here + line)
-
-
 def _scores(rows: int, load_keys: Any, width: int) -> Any:
     """`width` are the bytes of 16 numbers; those of 16 bytes have scales behind them."""
     zero_rows, scaled = zeros(rows), width == POSITIONS
