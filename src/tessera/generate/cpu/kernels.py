@@ -44,8 +44,8 @@ NEAR = 4
 GROUP_BLOCK = 384
 """Bytes of a group of rows in 8 bits for a block of columns."""
 SCALES, STARTS, OFFSETS = 256, 288, 320
-AHEAD = 8192
-"""How far ahead of a single row's product its weights are asked for, so that those of the next panel are there in time.
+AHEAD = 4096
+"""How far ahead of a single row's product its weights are asked for, scales and numbers in the order of the memory.
 To ask for what is beyond the memory is no error."""
 
 
@@ -55,7 +55,7 @@ def _q8_0_tile(rows: int, *, asks: bool = True) -> Any:
 
     @inner
     def tile(scales, numbers, s_panel, n_blocks, x, own, out, out_stride):  # type: ignore[no-untyped-def]
-        total, total_2 = zero(), zero()
+        total, total_2, ahead = zero(), zero(), scales + AHEAD
         for _ in range(n_blocks):
             found = start(own + STARTS, 4, 0)
             found_2 = nothing() if alone else found
@@ -63,8 +63,8 @@ def _q8_0_tile(rows: int, *, asks: bool = True) -> Any:
                 here, x_2 = numbers + 64 * group, x + 4 * group + 4
                 found = dot(found, load_ints(here), x + 4 * group, 32)
                 if alone:
-                    prefetch(here + AHEAD)
-                    prefetch(here + AHEAD + 64)
+                    prefetch(ahead + 64 * group)
+                    prefetch(ahead + 64 * group + 64)
                     found_2 = dot(found_2, load_ints(here + 64), x_2, 32)
                 else:
                     if asks:
@@ -76,7 +76,8 @@ def _q8_0_tile(rows: int, *, asks: bool = True) -> Any:
                     found = dot(found, load_ints(here + 64), x_2, 32)
                     found_2 = dot(found_2, load_ints(here + s_panel + 64), x_2, 32)
             if alone:
-                found = add_ints(found, found_2)
+                prefetch(ahead + 512)
+                found, ahead = add_ints(found, found_2), ahead + 544
             else:
                 total_2 = add_scaled(total_2, found_2, load_halves(scales + s_panel), own + SCALES, 4)
             total = add_scaled(total, found, load_halves(scales), own + SCALES, 4)
@@ -95,7 +96,7 @@ def _q4_tile(rows: int, shift: int, *, offsets: bool, asks: bool = True) -> Any:
 
     @inner
     def tile(scales, numbers, s_panel, n_blocks, x, own, out, out_stride):  # type: ignore[no-untyped-def]
-        total, total_2 = zero(), zero()
+        total, total_2, ahead = zero(), zero(), scales + AHEAD
         for _ in range(n_blocks):
             found = nothing() if offsets else start(own + STARTS, 4, shift)
             found_2 = nothing() if alone else found
@@ -103,7 +104,7 @@ def _q4_tile(rows: int, shift: int, *, offsets: bool, asks: bool = True) -> Any:
                 both, x_2 = load_ints(numbers + 64 * group), x + 4 * group + 16
                 found = dot(found, low_nibbles(both), x + 4 * group, 32)
                 if alone:
-                    prefetch(numbers + AHEAD + 64 * group)
+                    prefetch(ahead + 64 * group)
                     found_2 = dot(found_2, high_nibbles(both), x_2, 32)
                 else:
                     if asks:
@@ -114,7 +115,8 @@ def _q4_tile(rows: int, shift: int, *, offsets: bool, asks: bool = True) -> Any:
                     found = dot(found, high_nibbles(both), x_2, 32)
                     found_2 = dot(found_2, high_nibbles(both_2), x_2, 32)
             if alone:
-                found = add_ints(found, found_2)
+                prefetch(ahead + 256)
+                found, ahead = add_ints(found, found_2), ahead + 256 + s_scales
             else:
                 total_2 = add_scaled(total_2, found_2, load_halves(scales + s_panel), own + SCALES, 4)
                 if offsets:

@@ -298,10 +298,12 @@ def work(plan, thread):  # type: ignore[no-untyped-def]
     while part >= 0:
         action, layer = load_word(control + ACTION), load_word(control + LAYER)
         act_by_address(plan, action, layer, part, load_word(control + PARTS), thread)
-        add_shared(control + DONE, 1)
         done += 1
         part = take(control, thread, n_threads)
-    return place_ahead(plan, action, layer, thread) if done else 0
+    if done == 0:
+        return 0
+    add_shared(control + DONE, done)
+    return place_ahead(plan, action, layer, thread)
 
 
 @inner
