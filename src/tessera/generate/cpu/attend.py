@@ -194,6 +194,15 @@ def look(plan, layer, first, head, begin, count, chunk, scratch):  # type: ignor
     row = word(plan, Word.ROWS) + 24 * first
     position, start = load_word(row + 8 * Row.POSITION), CHUNK * chunk
     table, s_found = load_word(row + 8 * Row.TABLE) + 8 * (start // POSITIONS), word(plan, Word.S_FOUND)
+    offset = head_place(plan, layer, head)
+    keys, values = word(plan, Word.KEYS) + offset, word(plan, Word.VALUES) + offset
+    seen = min(position + (begin + count - 1) // n_sharing + 1 - start, CHUNK)
+    n_blocks = (seen + 15) // 16
+    n_bytes = POSITIONS * d_head * word(plan, Word.NUMBER_BYTES)
+    for block in range(n_blocks):
+        place = keys + word(plan, Word.S_BLOCK) * load_word(table + 8 * block)
+        for line in range(0, n_bytes, 64):
+            prefetch(place + line)
     queries = scratch + MOST * s_found
     scores, s_scores = queries + 4 * MOST * d_head, 4 * CHUNK
     scale = splat(number(plan, Word.SCALE))
@@ -203,10 +212,6 @@ def look(plan, layer, first, head, begin, count, chunk, scratch):  # type: ignor
         source += 4 * d_head * (head * n_sharing + place % n_sharing)
         for d in range(0, 4 * d_head, 64):
             store(queries + 4 * d_head * i + d, multiply(load(source + d), scale))
-    seen = min(position + (begin + count - 1) // n_sharing + 1 - start, CHUNK)
-    offset = head_place(plan, layer, head)
-    keys, values = word(plan, Word.KEYS) + offset, word(plan, Word.VALUES) + offset
-    n_blocks = (seen + 15) // 16
     score(plan, count, queries, keys, table, n_blocks, scores, s_scores, values)
     for i in range(count):
         own = min(position + (begin + i) // n_sharing + 1 - start, CHUNK)
