@@ -44,7 +44,8 @@ class Helpers:
 
     def wake(self) -> None:
         for each in self._wake:
-            each.set()
+            if not each.is_set():  # who has not heard of the last time will
+                each.set()
 
     def end(self) -> None:
         """Send them home, and wait until they have gone."""

@@ -124,7 +124,7 @@ class CpuModel:
         starts = [0, *accumulate(map(len, tables))]
         # Products write whole groups of rows, but a single one alone: what is beyond is not handed out.
         logits = np.empty((len(wanted) + (GROUP if len(wanted) > 1 else 0), self._width), np.float32)
-        sizes = (len(ids), len(wanted), len(tables), self._n_tokens, self.context, logits.ctypes.data)
+        sizes = (len(ids), len(wanted), len(tables), self._n_tokens, self.context, _address(logits))
         asked = np.array(
             [*sizes, *ids, *sequences, *positions, *wanted, *starts, *chain.from_iterable(tables)], np.int64
         )
@@ -132,7 +132,7 @@ class CpuModel:
             raise InputError(f"{len(ids)} ids, {len(sequences)} sequences and {len(positions)} positions: as many each")
         with self._lock:
             self._helpers.wake()
-            done = answer(self._plan, asked.ctypes.data)
+            done = answer(self._plan, _address(asked))
         if not done:
             self._explain(rows, tables)
         return logits[: len(wanted), : self.n_vocab]
@@ -176,6 +176,11 @@ class CpuModel:
             if len(blocks) and not 0 <= min(blocks) <= max(blocks) < self.n_blocks:
                 raise InputError(f"sequence {number} has a block outside of the {self.n_blocks} that there are")
         raise AssertionError("the compiled checks refuse what is right")
+
+
+def _address(array: np.ndarray) -> int:
+    """`array.ctypes.data`, in less time."""
+    return int(array.__array_interface__["data"][0])
 
 
 def _in_range(name: str, value: int | None, most: int) -> int:
