@@ -5,8 +5,8 @@ that is shipped is Q4_1 with a Q8_0 head; Q8_0, bf16 and fp32 are made of it by 
 same weights. llama.cpp is llama-cpp-python as it is built on this machine (`pip install --no-binary llama-cpp-python
 llama-cpp-python`), called by its C interface; Tessera is its engine with scheduler, choice and text. Decoding is 128
 tokens after a prompt of 32 or 512, without the prompt. `of_memory_limit` is what a step reads of weights and cache over
-what the same threads can read when they do nothing else, measured between the rounds. KL is that of a model's
-next-token distributions to those of fp32, on 512 positions. Of transformers it is 32 tokens: it takes long.
+what the same threads read of a gigabyte, which no cache holds, and do nothing with; medians, in turns. KL is that of a
+model's next-token distributions to those of fp32, on 512 positions. Of transformers it is 32 tokens: it takes long.
 
 Refused where other programs take more than 5 % of the processor, unless with --anyway.
 """
@@ -115,7 +115,7 @@ def race(workers: dict[str, Worker], prompts: Prompts, rounds: int, new: int, co
             if name.startswith("tessera"):
                 steps, read = worker.do("steps", ids=short, n=n), worker.do("read")
                 note(f"{name} steps 32", steps["tokens"], steps["seconds"])
-                note(f"{name} of limit", steps["bytes"] * steps["tokens"] / read["bytes_per_second"], steps["seconds"])
+                note(f"{name} of limit", steps["bytes_per_second"], read["bytes_per_second"])
                 note(f"{name} read GB/s", read["bytes_per_second"] / 1e9, 1.0)
         console.print(f"round {number} of {rounds}")
         if number == 0:

@@ -149,12 +149,15 @@ class CpuModel:
     def cache_bytes(self) -> int:
         return sum(self._table.arrays[place].nbytes for place in (Word.KEYS, Word.VALUES))
 
-    def read_all(self) -> int:
-        """Read the memory of the weights once with all threads, and return its bytes: the limit of any step's speed."""
+    def read(self, memory: np.ndarray) -> None:
+        """Read some bytes once with all threads, and do nothing with them.
+
+        Of several times what the processor's caches hold, it tells how fast any step can be at most.
+        """
         with self._lock:
+            self._table.set(STREAM=memory.ctypes.data, N_STREAM=memory.nbytes)
             self._helpers.wake()
             stream(self._plan, 4 * self.n_threads)
-        return len(self._weights.memory)
 
     def close(self) -> None:
         """Send the helping threads home; the model cannot be used any more."""

@@ -95,7 +95,6 @@ class Table:
         self.hold(Word.COS, cos)
         self.hold(Word.SIN, sin)
         self.set(N_PAIRS=model.n_pairs, INTERLEAVED=int(model.position.layout == "interleaved"))
-        self.set(STREAM=weights.memory.ctypes.data, N_STREAM=len(weights.memory))
 
     def _set_norms(self, n_layers: int) -> None:
         """The weights of all norms; the final one as the first of a layer after the last."""
