@@ -14,7 +14,7 @@ import torch
 from tessera.errors import InputError
 from tessera.formats import export_model, open_model
 from tessera.formats.gguf.blocks import KINDS, dequantize
-from tessera.generate.cpu import check, memory, weights
+from tessera.generate.cpu import check, fastest, memory, vectors, weights
 from tessera.generate.cpu.check import check_kernels
 from tessera.generate.cpu.model import CpuModel
 from tessera.generate.cpu.support import why_not
@@ -137,8 +137,8 @@ def untried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return note
 
 
-def fails_by(monkeypatch: pytest.MonkeyPatch, code: int, errors: str = "") -> None:
-    done = subprocess.CompletedProcess([], code, "", errors)
+def fails_by(monkeypatch: pytest.MonkeyPatch, code: int, errors: str = "", output: str = "") -> None:
+    done = subprocess.CompletedProcess([], code, output, errors)
     monkeypatch.setattr(check.subprocess, "run", lambda *args, **settings: done)
 
 
@@ -163,13 +163,33 @@ def test_a_process_that_crashes_is_noticed(untried: Path, monkeypatch: pytest.Mo
 
 
 def test_what_worked_is_not_tried_again(untried: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails_by(monkeypatch, 0)
+    preferred: list[str] = []
+    monkeypatch.setattr(vectors, "_preferred", preferred)
+    fails_by(monkeypatch, 0, output="avx2\n")
     said: list[str] = []
     check_kernels(said.append)
-    assert untried.exists() and len(said) == 1
+    assert untried.exists() and len(said) == 1 and preferred == ["avx2"]
+    preferred.clear()
     fails_by(monkeypatch, 1)
     check_kernels(said.append)
-    assert len(said) == 1
+    assert len(said) == 1 and preferred == ["avx2"]
+
+
+def test_the_fastest_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that there are, whichever the clock says; what the processor cannot do is not made."""
+    vnni = {"avx512f", "avx512bw", "avx512vnni", "avx2"}
+    monkeypatch.setattr(fastest, "features_of", lambda context: vnni)
+    for name in ("vnni", "avx2", "plain"):
+        monkeypatch.setattr(fastest, "_seconds", lambda each, name=name: 1.0 + (each != name))
+        assert fastest.fastest_product() == name
+    monkeypatch.setattr(vectors, "_preferred", ["avx2"])
+    assert [vectors.byte_product(each) for each in (vnni, {"avx2"}, set())] == ["avx2", "avx2", "plain"]
+    monkeypatch.setattr(vectors, "_preferred", ["vnni"])
+    assert [vectors.byte_product(each) for each in (vnni, {"avx2"}, set())] == ["vnni", "avx2", "plain"]
+
+
+def test_products_are_measured() -> None:
+    assert 0 < fastest._seconds("plain") < 1
 
 
 @pytest.mark.slow

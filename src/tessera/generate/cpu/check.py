@@ -1,8 +1,9 @@
 """The kernels tried out in a process of their own, once on a machine, before a session relies on them.
 
 What is compiled wrongly for a processor would end the process in which it runs, without a word. So another process
-compiles all kernels, which keeps them on the disk as well, runs a small model in every storage and holds it against
-PyTorch. Its success is noted beside the compiled code, for this processor and these sources.
+measures which of the products of bytes is the fastest here, compiles all kernels with it, which keeps them on the disk
+as well, runs a small model in every storage and holds it against NumPy. What it has found is noted beside the compiled
+code, for this processor and these sources.
 """
 
 import hashlib
@@ -19,7 +20,8 @@ import numba
 from numba.core.registry import cpu_target
 
 from tessera.errors import InputError
-from tessera.generate.cpu import kernels, panels, step
+from tessera.generate.cpu import fastest, kernels, panels, step
+from tessera.generate.cpu.vectors import prefer_product
 from tessera.native.folder import cache_folder
 from tessera.native.jit import source_stamp
 
@@ -33,8 +35,10 @@ HINT = "the torch path does without them"
 def check_kernels(say: Callable[[str], None]) -> None:
     """Return if the kernels have worked on this machine, now or before; an `InputError` says what happened else."""
     note = _note()
-    if note is not None and note.exists():
-        return
+    if note is not None:
+        with suppress(OSError, ValueError):
+            prefer_product(note.read_text())
+            return
     say("compiling the CPU kernels for this machine, and trying them out: about half a minute, once")
     try:
         done = subprocess.run(
@@ -46,15 +50,18 @@ def check_kernels(say: Callable[[str], None]) -> None:
         raise InputError(f"the CPU kernels cannot be tried out ({error.strerror or error}); {HINT}") from None
     if done.returncode != 0:
         raise InputError(f"the CPU kernels do not work on this machine: {_what_happened(done)}; {HINT}")
+    product = done.stdout.strip()
+    log.info("the fastest product of bytes here: %s", product)
+    prefer_product(product)
     if note is not None:
         with suppress(OSError):  # then the next process tries them out again
-            note.touch()
+            note.write_text(product)
 
 
 def _note() -> Path | None:
     """The file that says that the kernels worked; None where there is no place for it."""
     target = repr((cpu_target.target_context.codegen().magic_tuple(), numba.__version__, sys.version_info))
-    made_of = [source_stamp(Path(str(module.__file__))) for module in (kernels, panels, step)]
+    made_of = [source_stamp(Path(str(module.__file__))) for module in (fastest, kernels, panels, step)]
     folder = cache_folder()
     if not folder.is_dir():
         with suppress(OSError):

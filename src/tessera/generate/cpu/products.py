@@ -4,6 +4,7 @@ Of a weight's 16 rows and some columns, one vector is loaded and serves all rows
 the batch is one number at `address + r * stride`, spread over the lanes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -75,9 +76,9 @@ def _store_halves(work: Work, address: Any, a: Any) -> None:
     work.store(build.trunc(build.or_(found, sign), SHORTS), address)
 
 
-def _dot(work: Work, total: Any, weights: Any, address: Any, stride: Any) -> Any:
-    """total + the products of 16 x 4 unsigned bytes with 4 signed bytes of each row."""
-    product = {"vnni": _dot_vnni, "avx2": _dot_avx2, "plain": _dot_plain}[byte_product(work.features)]
+def _dot(work: Work, total: Any, weights: Any, address: Any, stride: Any, name: str | None = None) -> Any:
+    """total + the products of 16 x 4 unsigned bytes with 4 signed bytes of each row, by the product of this name."""
+    product = PRODUCTS[name or byte_product(work.features)]
     w = work.only(weights)
 
     def dot(r: int, one: Any) -> Any:
@@ -121,6 +122,18 @@ def _dot_plain(work: Work, total: Any, w: Any, x: Any) -> Any:
         x_byte = build.ashr(build.shl(x, work.constant(WORD, 24 - 8 * place)), work.constant(WORD, 24))
         total = build.add(total, build.mul(w_byte, x_byte))
     return total
+
+
+PRODUCTS: dict[str, Callable[..., Any]] = {"vnni": _dot_vnni, "avx2": _dot_avx2, "plain": _dot_plain}
+
+
+def dot_by(name: str) -> Any:
+    """`dot` by the product of this name, to be measured."""
+
+    def make(work: Work, total: Any, weights: Any, address: Any, stride: Any) -> Any:
+        return _dot(work, total, weights, address, stride, name)
+
+    return operation([None, INTS, PLACE, PLACE], None, make)
 
 
 def starts(rows: int) -> Any:

@@ -10,7 +10,7 @@ R is. LLVM makes of them what the processor has. Three things are chosen by its 
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import llvmlite.binding
@@ -58,11 +58,24 @@ def features_of(context: Any) -> frozenset[str]:
     return frozenset(part[1:] for part in context.codegen().magic_tuple()[2].split(",") if part.startswith("+"))
 
 
-def byte_product(features: frozenset[str]) -> str:
-    """Which of the three products of bytes is made."""
-    if {"avx512vnni", "avx512bw", "avx512f"} <= features:
-        return "vnni"
-    return "avx2" if "avx2" in features else "plain"
+def possible_products(features: Set[str]) -> list[str]:
+    """The products of bytes that a processor with these features can make, the widest first."""
+    vnni = ["vnni"] if {"avx512vnni", "avx512bw", "avx512f"} <= features else []
+    return [*vnni, *(["avx2"] if "avx2" in features else []), "plain"]
+
+
+_preferred: list[str] = []
+
+
+def prefer_product(name: str) -> None:
+    """Make this one, if the processor can, of what is compiled from now on in this process."""
+    _preferred[:] = [name]
+
+
+def byte_product(features: Set[str]) -> str:
+    """Which of the products of bytes is made: the one that was the fastest here, else the widest."""
+    possible = possible_products(features)
+    return next((name for name in _preferred if name in possible), possible[0])
 
 
 def operation(taken: Sequence[Any], result: Any, make: Make) -> Any:
