@@ -89,6 +89,15 @@ def test_guessing_changes_no_text(run: Path, tmp_path: Path, engine: str, sampli
         assert lm.generate("the", max_tokens=30, **sampling) == plain
 
 
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+def test_who_guesses_computes_on_the_same_device(run: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("tessera.model.decoder.Decoder.to", lambda model, device: asked.append(device) or model)
+    tokenizer = LM.load(run).tokenizer
+    engines.guesser_of(tokenizer, lookup=False, draft=run, engine=engine, device="cuda:1", say=print)
+    assert asked[-1] == "cuda:1"
+
+
 def test_who_guesses_has_the_same_tokens(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     LM.new("other letters", **LLAMA).save(other)

@@ -166,9 +166,12 @@ def numpy_decoder(source: ModelSource) -> "NumpyDecoder":
 
 
 def guesser_of(
-    tokenizer: Tokenizer, *, lookup: bool, draft: str | Path | None, engine: str, say: Say
+    tokenizer: Tokenizer, *, lookup: bool, draft: str | Path | None, engine: str, device: str, say: Say
 ) -> Guesser[Any] | None:
-    """What guesses tokens ahead: the text itself, a smaller model with the same tokenizer, or nothing."""
+    """What guesses tokens ahead: the text itself, a smaller model with the same tokenizer, or nothing.
+
+    The model computes where the one does that it guesses for: as many steps are its own, so they must be quick.
+    """
     if lookup and draft is not None:
         raise SettingError("lookup", lookup, "false where a draft model guesses")
     if lookup:
@@ -178,11 +181,18 @@ def guesser_of(
     source = open_any(draft, form=form_for(engine))
     if source.tokenizer is None or source.tokenizer.vocabulary() != tokenizer.vocabulary():
         raise InputError(f"{draft}: a model that guesses needs the tokenizer of the one that answers")
-    backend = cpu_backend(source, engine=engine, say=say)
-    return DraftModel(_plain_backend(source, engine, tokenizer.n_vocab) if backend is None else backend)
+    if uses_graphs(engine, device):
+        return DraftModel(graph_backend(source, build_for_use(source).to(device).eval(), cache="float", say=say))
+    backend = cpu_backend(source, engine=engine, say=say) if device == "cpu" else None
+    return DraftModel(_plain_backend(source, engine, device, tokenizer.n_vocab) if backend is None else backend)
 
 
-def _plain_backend(source: ModelSource, engine: str, n_vocab: int) -> Backend:
+def uses_graphs(engine: str, device: str) -> bool:
+    """Whether steps are replayed on a GPU."""
+    return engine == "auto" and device.startswith("cuda")
+
+
+def _plain_backend(source: ModelSource, engine: str, device: str, n_vocab: int) -> Backend:
     """Steps without kernels."""
     settings: dict[str, Any] = {"n_blocks": _n_blocks(source.settings), "block_size": BLOCK, "n_vocab": n_vocab}
     if computes_in_numpy(engine):
@@ -191,7 +201,7 @@ def _plain_backend(source: ModelSource, engine: str, n_vocab: int) -> Backend:
         return NumpyStep(numpy_decoder(source), **settings)
     from tessera.generate.torch_step import TorchStep
 
-    return TorchStep(build_for_use(source), **settings)
+    return TorchStep(build_for_use(source).to(device).eval(), **settings)
 
 
 def computes_in_numpy(engine: str) -> bool:

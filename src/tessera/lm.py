@@ -29,6 +29,7 @@ from tessera.engines import (
     guesser_of,
     installed,
     numpy_decoder,
+    uses_graphs,
 )
 from tessera.errors import InputError, SettingError
 from tessera.generate.engine import Engine
@@ -270,9 +271,9 @@ class LM:
             raise InputError(f"{path}: there is no tokenizer with the model, so no text can be given to it")
         if engine in ("cpu", "numpy") and device != "cpu":
             raise SettingError("device", device, f"cpu with engine={engine!r}")
-        graphs = engine == "auto" and device.startswith("cuda")
+        graphs = uses_graphs(engine, device)
         kernels = "torch" if graphs else engine
-        guesser = guesser_of(source.tokenizer, lookup=lookup, draft=draft, engine=kernels, say=say)
+        guesser = guesser_of(source.tokenizer, lookup=lookup, draft=draft, engine=engine, device=device, say=say)
         backend = cpu_backend(source, engine=kernels, dtype=dtype, cache=cache, say=say)
         model: Decoder | NumpyDecoder | Backend
         if backend is not None:
