@@ -41,8 +41,8 @@ class NumpyStep:
             low, high = np.searchsorted(wanted, (first, end))
             start = int(positions[first])
             cache = self._cache(start, start + end - first, tables[int(sequences[first])])
-            logits_TV = self.model.logits(ids[None, first:end], cache)[0]
-            found_WV[low:high] = logits_TV[wanted[low:high] - first, : self.n_vocab]
+            logits_BWV = self.model.logits(ids[None, first:end], cache, wanted=wanted[low:high] - first)
+            found_WV[low:high] = logits_BWV[0, :, : self.n_vocab]
         return found_WV
 
     def _cache(self, start: int, end: int, blocks: Sequence[int]) -> Cache:

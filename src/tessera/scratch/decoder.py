@@ -132,8 +132,8 @@ class Decoder:
         """The output table, (n_vocab or more rows, d_model): the embedding itself if the head is tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def logits(self, ids_BT: np.ndarray, cache: Cache | None = None) -> np.ndarray:
-        """The logits (B, T, n_vocab) of the token after each one.
+    def logits(self, ids_BT: np.ndarray, cache: Cache | None = None, *, wanted: np.ndarray | None = None) -> np.ndarray:
+        """The logits (B, T, n_vocab) of the token after each one; those after the `wanted` places alone, if given.
 
         With a cache the ids go on from its `length` and are appended to it.
         """
@@ -142,6 +142,7 @@ class Decoder:
         if cache is not None:
             cache.check_room(ids_BT.shape[1])
         h_BTD, _ = self._hidden(ids_BT, Flow(start, ids_BT.shape[1]), cache, keep=False)
+        h_BTD = h_BTD if wanted is None else h_BTD[:, wanted]
         logits_BTV, _ = linear_forward(h_BTD, self.head_weight.data[: self.n_vocab])
         return logits_BTV if self.logit_cap is None else cap_forward(logits_BTV, self.logit_cap)[0]
 
