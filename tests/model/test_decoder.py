@@ -157,7 +157,7 @@ def test_padding_of_the_vocabulary_is_cropped(tied: bool) -> None:
             for name, w in padded.state_dict().items()
         }
     )
-    assert torch.equal(padded(IDS), plain(IDS))
+    torch.testing.assert_close(padded(IDS), plain(IDS))  # the libraries sum a wider product in another order
     targets = IDS.roll(-1, dims=1)
     torch.testing.assert_close(padded.loss(padded.hidden(IDS), targets), plain.loss(plain.hidden(IDS), targets))
     padded.loss(padded.hidden(IDS), targets).backward()
