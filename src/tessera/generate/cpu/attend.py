@@ -199,6 +199,7 @@ def look(plan, layer, first, head, begin, count, chunk, scratch):  # type: ignor
     seen = min(position + (begin + count - 1) // n_sharing + 1 - start, CHUNK)
     n_blocks = (seen + 15) // 16
     n_bytes = POSITIONS * d_head * word(plan, Word.NUMBER_BYTES)
+    # All at once: blocks lie far from each other, so the processor does not see by itself what comes next.
     for block in range(n_blocks):
         place = keys + word(plan, Word.S_BLOCK) * load_word(table + 8 * block)
         for line in range(0, n_bytes, 64):
