@@ -164,3 +164,11 @@ def test_code_is_stamped_with_what_its_module_imports(tmp_path: Path, monkeypatc
         assert (stamp() == before) == (name == "unrelated.py")
         (package / name).write_text(content)
     assert stamp() == before
+
+
+def test_no_two_processes_name_their_functions_alike() -> None:
+    """Else the code of one, loaded from the cache, is taken for that of the other."""
+    program = "import tessera.native.jit as jit; print(next(jit.FunctionIdentity._unique_ids))"
+    command = [sys.executable, "-c", program]
+    first, second = (int(subprocess.run(command, capture_output=True, check=True).stdout) for _ in range(2))
+    assert abs(first - second) > 100_000

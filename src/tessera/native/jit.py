@@ -12,16 +12,22 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from itertools import count
 from pathlib import Path
+from secrets import randbits
 from typing import Any
 
 import numba
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
 from numba.core.runtime import rtsys
 
 from tessera.native.folder import cache_folder
 
 log = logging.getLogger("tessera.native")
+# Compiled functions are told apart by a number that each process counts from 1. Two of one piece of source that two
+# processes compile would get the same name, and who loads both from the cache would run one in place of the other.
+FunctionIdentity._unique_ids = count(randbits(48))
 ROOT = Path(__file__).parents[2]
 """Where the package lies."""
 IMPORT = re.compile(rb"^from (tessera[\w.]*) import (\([^)]*\)|.*)|^import (tessera[\w.]*)", re.MULTILINE)
