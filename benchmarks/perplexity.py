@@ -2,8 +2,8 @@
 
     python -m benchmarks.perplexity wikitext2-valid.txt
 
-The text is cut into windows of 512 tokens side by side, each token but the first of a window is predicted from those
-before it. The file that is shipped is Q4_1 with a Q8_0 head; fp32 and q8_0 are made of it.
+The text is cut into windows of 512 tokens side by side, and after each token of a window the next one is predicted from
+the window so far. The file that is shipped is Q4_1 with a Q8_0 head; fp32 and q8_0 are made of it.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numba.core.registry import cpu_target
 
 from tessera.errors import InputError
 from tessera.formats import export_model, open_model
@@ -18,6 +19,7 @@ from tessera.generate.cpu import check, fastest, memory, vectors, weights
 from tessera.generate.cpu.check import check_kernels
 from tessera.generate.cpu.model import CpuModel
 from tessera.generate.cpu.support import why_not
+from tessera.generate.cpu.vectors import features_of, possible_products
 from tessera.generate.requests import StepRows
 from tessera.model.decoder import Decoder
 from tessera.model.settings import DecoderSettings
@@ -188,10 +190,6 @@ def test_the_fastest_product_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [vectors.byte_product(each) for each in (vnni, {"avx2"}, set())] == ["vnni", "avx2", "plain"]
 
 
-def test_products_are_measured() -> None:
-    assert 0 < fastest._seconds("plain") < 1
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("features", [None, "", "+avx2,+fma,+f16c"])
 def test_the_trial_itself(features: str | None) -> None:
@@ -201,3 +199,5 @@ def test_the_trial_itself(features: str | None) -> None:
     command = [sys.executable, "-m", "tessera.generate.cpu"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+    known = features_of(cpu_target.target_context) if features is None else {part[1:] for part in features.split(",")}
+    assert done.stdout.strip() in possible_products(known)

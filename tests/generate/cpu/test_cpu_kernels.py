@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
+from numba.core.registry import cpu_target
 from tests.generate.cpu.cpu_reference import Map, filled, rounded
 
 from tessera.errors import InputError
@@ -14,6 +16,8 @@ from tessera.formats.gguf.blocks import KINDS, quantize
 from tessera.generate.cpu import blocks
 from tessera.generate.cpu.kernels import GROUP, GROUP_BLOCK, MULTIPLY, OFFSETS, SCALES, STARTS
 from tessera.generate.cpu.panels import STORAGES, UNPACK, pack
+from tessera.generate.cpu.products import dot_by
+from tessera.generate.cpu.vectors import features_of, load_ints, no_ints, possible_products, sum_of_ints
 
 N_ROWS, WIDTH, N_OUT = 13, 96, 40
 
@@ -104,6 +108,22 @@ def test_what_a_storage_cannot_hold(name: str, number: float) -> None:
 def test_a_kernel_can_be_kept_for_the_next_process(kernel) -> None:
     """What stands around a function is part of its key in the cache, and other compiled functions differ each time."""
     assert kernel.py_func.__closure__ is None
+
+
+@pytest.mark.parametrize("name", possible_products(features_of(cpu_target.target_context)))
+def test_each_product_of_bytes(name: str) -> None:
+    """All that this processor can make, by whichever way: 16 rows of 4 unsigned bytes by 4 signed ones, and a sum."""
+    dot, nothing = dot_by(name), no_ints(1)
+
+    @numba.njit
+    def multiply(weights, x):  # type: ignore[no-untyped-def]
+        return sum_of_ints(dot(dot(nothing(), load_ints(weights), x, 0), load_ints(weights + 64), x + 4, 0))
+
+    made = np.random.default_rng(0)
+    weights = made.integers(0, 256, (2, 16, 4), dtype=np.uint8)
+    x = made.integers(-128, 128, (2, 4), dtype=np.int8)
+    weights[0, 0], x[0] = 255, -128
+    assert multiply(weights.ctypes.data, x.ctypes.data) == np.einsum("vrc,vc->", weights.astype(int), x.astype(int))
 
 
 PROGRAM = """

@@ -2,9 +2,10 @@
 
 A value of type `floats(R)` or `ints(R)` is R vectors of 16 lanes. Most operations take one vector; those of a matrix
 product take R accumulators at once, one for each row of the batch, and do the same to each, in the same order whatever
-R is. LLVM makes of them what the processor has. Three things are chosen by its features, and give the same bits:
+R is. LLVM makes of them what the processor has. Three things are chosen, and give the same bits:
 
-    products of bytes   AVX-512 VNNI (`vpdpbusd`), AVX2 (`vpmaddwd`), or plain 32-bit multiplications
+    products of bytes   AVX-512 VNNI (`vpdpbusd`), AVX2 (`vpmaddwd`), or plain 32-bit multiplications: what is measured
+                        to be the fastest (`fastest.py`)
     half precision      the conversion of F16C, or shifts and masks
     a b + c             rounded once where there is FMA; elsewhere twice, which alone differs in the last bit
 """
